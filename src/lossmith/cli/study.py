@@ -1,0 +1,117 @@
+"""``lossmith study`` and ``lossmith list``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lossmith.cli import app
+
+
+@app.command()
+def study(
+    slug: Annotated[str, typer.Argument(help="Name of the study; see `lossmith list`.")],
+    scale: Annotated[
+        str, typer.Option(help="smoke (seconds), quick (about two minutes) or full (real models and data).")
+    ] = "quick",
+    seeds: Annotated[
+        int | None, typer.Option(help="Number of seeds; default: the scale's.", show_default=False)
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Your own text: compare the arms as language models on it.", show_default=False),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="With --data or --scale full: preset, folder or hub id.", show_default=False),
+    ] = None,
+    tokens: Annotated[
+        str | None, typer.Option(help="With --data or --scale full: budget per run.", show_default=False)
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="With --data or --scale full: any setting of `lossmith compare` as key=value.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for records and report; default runs/SLUG-SCALE.", show_default=False),
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder for prepared corpora.", show_default=False)
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(help="Runs side by side; default: as many as cores allow.", show_default=False),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads per run.", show_default=False)] = None,
+    backend: Annotated[str, typer.Option(help="local or ray.")] = "local",
+) -> None:
+    """Run a published idea's study: its arms and claims, with verdicts computed from paired intervals.
+
+    **Examples**
+
+    `lossmith study dynamic-reweighting`
+
+    `lossmith study dynamic-reweighting --data my_corpus/ --tokens 1M --seeds 5`
+    """
+    from rich.console import Console
+
+    from lossmith.cli.compare import finish_report, overrides
+    from lossmith.cli.progress import ProgressDisplay
+    from lossmith.errors import InputError
+    from lossmith.studies.settings import Execution
+    from lossmith.studies.study import get_study, run_study
+
+    if backend not in ("local", "ray"):
+        raise InputError(f"--backend must be local or ray, got '{backend}'")
+    changes: dict[str, Any] = overrides(set_ or [])
+    changes |= {name: value for name, value in (("model", model), ("tokens", tokens)) if value is not None}
+    chosen = get_study(slug)
+    out = out if out is not None else Path("runs") / f"{chosen.slug}-{scale}"
+    execution = Execution(out=out, jobs=jobs, threads=threads, backend=backend, cache=cache)  # type: ignore[arg-type]
+    watcher = ProgressDisplay(Console(stderr=True)).watcher()
+    comparison = run_study(
+        chosen, scale, seeds=seeds, data=data, execution=execution, overrides=changes, watcher=watcher
+    )
+    finish_report(comparison, out, Console())
+
+
+@app.command("list")
+def list_(
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Every study: its family, its question and its paper."""
+    from lossmith.studies.study import studies
+
+    every = studies()
+    if as_json:
+        rows = [
+            {
+                "slug": s.slug,
+                "family": s.family,
+                "question": s.question,
+                "paper": {"title": s.paper.title, "year": s.paper.year, "arxiv": s.paper.arxiv},
+                "arms": dict(s.arms),
+                "baseline": s.baseline,
+                "scales": list(s.seeds),
+            }
+            for s in every.values()
+        ]
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("study", "family", "question", "paper"):
+        table.add_column(name, overflow="fold", no_wrap=name in ("study", "family"))
+    for s in every.values():
+        table.add_row(s.slug, s.family, s.question, str(s.paper))
+    Console().print(table)

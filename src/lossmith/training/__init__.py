@@ -1,0 +1,43 @@
+"""The engine: the Hugging Face Trainer with an objective and example weights; run records."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lossmith.training.objectives import Classification, ExampleEvaluation, NextToken, Objective
+    from lossmith.training.record import RunRecord
+    from lossmith.training.reweighting import DynamicReweightedLoss
+    from lossmith.training.trainer import Evaluation, NonFiniteLossError, Trainer
+
+_HOMES = {
+    "Classification": "objectives",
+    "DynamicReweightedLoss": "reweighting",
+    "Evaluation": "trainer",
+    "ExampleEvaluation": "objectives",
+    "NextToken": "objectives",
+    "NonFiniteLossError": "trainer",
+    "Objective": "objectives",
+    "RunRecord": "record",
+    "Trainer": "trainer",
+}
+
+__all__ = [
+    "Classification",
+    "DynamicReweightedLoss",
+    "Evaluation",
+    "ExampleEvaluation",
+    "NextToken",
+    "NonFiniteLossError",
+    "Objective",
+    "RunRecord",
+    "Trainer",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # transformers takes seconds to import: the command line must be able to answer `list` without it.
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"lossmith.training.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'lossmith.training' has no attribute '{name}'")
