@@ -56,9 +56,7 @@ def torch_rows(chunk: int | None) -> Step:
 
 
 def ours_known(hidden: Tensor, weight: Tensor, targets: Tensor, row_weights: Tensor) -> Tensor:
-    return (
-        row_weights * linear_loss("cross_entropy", hidden, weight, targets, row_weights=row_weights)
-    ).sum()
+    return (row_weights * linear_loss("cross_entropy", hidden, weight, targets, row_weights=row_weights)).sum()
 
 
 def ours_from_losses(hidden: Tensor, weight: Tensor, targets: Tensor, row_weights: Tensor) -> Tensor:
@@ -157,9 +155,7 @@ def report(shape: tuple[int, ...], repeats: int, threads: int) -> dict[str, obje
     trial = times(shape, min(repeats, 2), {n: c for n, c in everything.items() if n.startswith("torch")})
     mean = best(trial, "torch linear_cross_entropy, mean")
     rows = best(trial, "torch linear_cross_entropy, weighted rows")
-    finalists = [
-        n for n in everything if n in (mean, rows) or n.startswith(("plain", "ours")) or "no options" in n
-    ]
+    finalists = [n for n in everything if n in (mean, rows) or n.startswith(("plain", "ours")) or "no options" in n]
     seconds = times(shape, repeats, {n: everything[n] for n in finalists})
     memory = {n: peak_memory_in_fresh_process(shape, n, threads) for n in finalists}
     peers = [n for n in finalists if not n.startswith("ours")]
@@ -199,15 +195,11 @@ def show(result: dict) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=["4096x512x32768", "2048x768x128256"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object per shape instead of tables"
-    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object per shape instead of tables")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -38,9 +38,7 @@ def test_assignments_split_at_commas_outside_brackets() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    "text", ["linupper(r=", "1+1", "a b", "", "f(**x)", "import os", "f(x=__import__('os'))(1)"]
-)
+@pytest.mark.parametrize("text", ["linupper(r=", "1+1", "a b", "", "f(**x)", "import os", "f(x=__import__('os'))(1)"])
 def test_what_is_not_a_spec_is_refused(text: str) -> None:
     with pytest.raises(InputError):
         parse_spec(text)

@@ -89,9 +89,7 @@ class Registry:
         accept: which public objects of ``module`` count.
     """
 
-    def __init__(
-        self, kind: str, module: str, group: str, accept: Callable[[str, Any], bool] = lambda name, obj: True
-    ):
+    def __init__(self, kind: str, module: str, group: str, accept: Callable[[str, Any], bool] = lambda name, obj: True):
         self.kind, self._module, self._group, self._accept = kind, module, group, accept
         self._own: dict[str, Any] = {}
 

@@ -99,9 +99,7 @@ def reference(corpus: Path, folder: Path, weighting: str, dtype: str) -> list[tu
     """The whole batch at once on one process, computed once per weighting and dtype."""
     key = (weighting, dtype)
     if key not in _references:
-        _references[key] = trajectory(
-            corpus, folder / "reference", weighting, dtype, 1, BATCH, "padded", None, None
-        )
+        _references[key] = trajectory(corpus, folder / "reference", weighting, dtype, 1, BATCH, "padded", None, None)
     return _references[key]
 
 
@@ -116,9 +114,7 @@ def check(corpus: Path, folder: Path, weighting: str, dtype: str, member: tuple)
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("member", FAST + MEMBERS, ids=str)
-def test_reweighted_runs_do_not_depend_on_the_layout(
-    corpus: Path, tmp_path: Path, member: tuple, dtype: str
-) -> None:
+def test_reweighted_runs_do_not_depend_on_the_layout(corpus: Path, tmp_path: Path, member: tuple, dtype: str) -> None:
     check(corpus, tmp_path, "linupper(r=0.3)", dtype, member)
 
 

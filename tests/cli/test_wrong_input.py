@@ -119,9 +119,7 @@ def test_data_that_cannot_be_read_names_file_and_place(lossmith: Lossmith, tmp_p
     assert "body" in sentence
 
 
-def test_a_corpus_too_small_for_the_budget_says_how_much_there_is(
-    lossmith: Lossmith, text_folder: Path
-) -> None:
+def test_a_corpus_too_small_for_the_budget_says_how_much_there_is(lossmith: Lossmith, text_folder: Path) -> None:
     sentence = refused(lossmith, "compare", "--data", text_folder, "--tokens", "50M")
     assert "too small for the budget" in sentence
     assert "--max-epochs" in sentence
@@ -141,9 +139,7 @@ def test_a_bad_config_file_is_named_with_its_line(lossmith: Lossmith) -> None:
     Path("a.yaml").write_text("tokens: 1000\nseeds: [1, 2\n")
     assert "--config a.yaml is not YAML (line 3)" in refused(lossmith, "compare", "--config", "a.yaml")
     Path("a.yaml").write_text("token: 1000\n")
-    assert "unknown setting 'token': did you mean 'tokens'?" in refused(
-        lossmith, "compare", "--config", "a.yaml"
-    )
+    assert "unknown setting 'token': did you mean 'tokens'?" in refused(lossmith, "compare", "--config", "a.yaml")
     Path("a.yaml").write_text("- 1\n")
     assert "must hold 'setting: value' lines" in refused(lossmith, "compare", "--config", "a.yaml")
 
@@ -176,9 +172,7 @@ def test_models_that_do_not_fit_are_refused(lossmith: Lossmith, text_folder: Pat
     assert "vocabulary mismatch: the tokenizer has" in sentence
     assert "embeddings for 260" in sentence
     (tmp_path / "whole" / "model.safetensors").rename(tmp_path / "whole" / "pytorch_model.bin")
-    assert "only pickled weights" in refused(
-        lossmith, "compare", "--data", text_folder, "--model", tmp_path / "whole"
-    )
+    assert "only pickled weights" in refused(lossmith, "compare", "--data", text_folder, "--model", tmp_path / "whole")
     (tmp_path / "whole" / "config.json").write_text("{")
     assert "config.json is not JSON" in refused(
         lossmith, "compare", "--data", text_folder, "--model", tmp_path / "whole"
@@ -209,9 +203,7 @@ def test_unknown_studies_and_scales_name_the_nearest(lossmith: Lossmith) -> None
     assert "unknown scale 'quik': did you mean 'quick'?" in refused(
         lossmith, "study", "dynamic-reweighting", "--scale", "quik"
     )
-    assert "--seeds must be at least 1, got 0" in refused(
-        lossmith, "study", "dynamic-reweighting", "--seeds", "0"
-    )
+    assert "--seeds must be at least 1, got 0" in refused(lossmith, "study", "dynamic-reweighting", "--seeds", "0")
     assert "trains no language model" in refused(lossmith, "study", "dynamic-reweighting", "--model", "tiny")
     assert "no comparison.json" in refused(lossmith, "report", ".")
     assert "is not a folder" in refused(lossmith, "report", "nowhere")
@@ -219,9 +211,7 @@ def test_unknown_studies_and_scales_name_the_nearest(lossmith: Lossmith) -> None
 
 @pytest.mark.parametrize("arguments", [["compare", "--sedes", "3"], ["compar"], ["study"], ["report"]])
 def test_usage_errors_have_exit_code_2_and_no_traceback(arguments: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "lossmith", *arguments], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-m", "lossmith", *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
 
@@ -241,9 +231,7 @@ def test_help_version_and_list(lossmith: Lossmith) -> None:
     assert "dynamic-reweighting" in out
 
 
-def test_a_full_disk_is_one_sentence(
-    lossmith: Lossmith, text_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_one_sentence(lossmith: Lossmith, text_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import lossmith.training.record as record
 
     def full(*arguments: Any) -> None:

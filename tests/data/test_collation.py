@@ -42,9 +42,7 @@ def test_packed_tensors_are_as_written_by_hand():
 @pytest.mark.parametrize("collator", [PaddedCollator(0), PackedCollator()])
 @pytest.mark.parametrize("convert", [np.array, torch.tensor, lambda x: np.array(x, dtype=np.int32), tuple])
 def test_rows_may_hold_lists_arrays_or_tensors(collator, convert):
-    rows = [
-        {**row, "input_ids": convert(row["input_ids"]), "segments": convert(row["segments"])} for row in ROWS
-    ]
+    rows = [{**row, "input_ids": convert(row["input_ids"]), "segments": convert(row["segments"])} for row in ROWS]
     for name, tensor in collator(rows).items():
         assert torch.equal(tensor, collator(ROWS)[name])
 
@@ -117,9 +115,7 @@ def test_single_documents_padded_rows_and_packed_rows_give_the_same_losses(model
                 log_probs = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
                 expected.append(-log_probs.gather(-1, ids[0, 1:, None]).squeeze(-1))
     for collator in (PaddedCollator(39), PackedCollator()):
-        torch.testing.assert_close(
-            token_losses(model, collator(rows)), torch.cat(expected), rtol=0, atol=tolerance
-        )
+        torch.testing.assert_close(token_losses(model, collator(rows)), torch.cat(expected), rtol=0, atol=tolerance)
 
 
 @torch.no_grad()

@@ -37,9 +37,7 @@ def test_a_hub_id_is_streamed_with_its_config_and_split(monkeypatch, online, sou
 
 def test_without_network_the_sentence_says_both_that_there_is_no_path_and_no_hub(monkeypatch):
     monkeypatch.setattr(hub, "hub_is_reachable", lambda: False)
-    with pytest.raises(
-        InputError, match="no file or folder 'owner/name', and the Hugging Face hub cannot be"
-    ):
+    with pytest.raises(InputError, match="no file or folder 'owner/name', and the Hugging Face hub cannot be"):
         list(read_corpus("owner/name"))
 
 

@@ -61,17 +61,10 @@ def test_every_document_is_in_exactly_one_split(corpus, cache):
 
 @pytest.mark.parametrize("packing", ["isolated", "concatenated", "none"])
 def test_columns_types_and_counts(corpus, cache, packing):
-    found = prepare(
-        corpus, cache_dir=cache, sequence_length=32, vocab_size=300, packing=packing, domain_field="kind"
-    )
+    found = prepare(corpus, cache_dir=cache, sequence_length=32, vocab_size=300, packing=packing, domain_field="kind")
     for split, tokens in ((found.train, found.train_tokens), (found.validation, found.validation_tokens)):
-        assert str(split.features) == str(
-            {k: split.features[k] for k in ("input_ids", "segments", "domain", "index")}
-        )
-        types = {
-            name: str(field.type)
-            for name, field in zip(split.data.schema.names, split.data.schema, strict=True)
-        }
+        assert str(split.features) == str({k: split.features[k] for k in ("input_ids", "segments", "domain", "index")})
+        types = {name: str(field.type) for name, field in zip(split.data.schema.names, split.data.schema, strict=True)}
         assert types == {
             "input_ids": "list<item: int32>", "segments": "list<item: int32>",
             "domain": "int32", "index": "int64",
@@ -110,9 +103,9 @@ def test_the_tokenizer_is_trained_on_the_training_split_only(tmp_path, cache):
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     for seed in range(60):
         found = prepare(path, cache_dir=cache, vocab_size=300, split_seed=seed, validation_fraction=0.3)
-        held_out = any(
-            "zqxj" in text for text in documents_in(found.validation, found.tokenizer)[0]
-        ) or not any("zqxj" in text for text in documents_in(found.train, found.tokenizer)[0])
+        held_out = any("zqxj" in text for text in documents_in(found.validation, found.tokenizer)[0]) or not any(
+            "zqxj" in text for text in documents_in(found.train, found.tokenizer)[0]
+        )
         if held_out:
             assert "zq" not in found.tokenizer.get_vocab()
             break

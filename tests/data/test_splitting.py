@@ -12,9 +12,7 @@ def split(documents, folder, *, fraction=0.25, seed=0):
     found = spool(documents, folder / "spool.arrow", validation_fraction=fraction, split_seed=seed)
     rows = [row for batch in found.batches() for row in batch]
     assert len(rows) == found.documents
-    return {text for text, _, held_out in rows if held_out}, {
-        text for text, _, held_out in rows if not held_out
-    }
+    return {text for text, _, held_out in rows if held_out}, {text for text, _, held_out in rows if not held_out}
 
 
 def numbered(numbers, domain=""):

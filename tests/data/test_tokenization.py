@@ -91,9 +91,7 @@ def plain_tokenizer(**specials):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = Tokenizer(
-        models.WordLevel({"[UNK]": 0, "the": 1, "[SEP]": 2, "[CLS]": 3, "</s>": 4}, unk_token="[UNK]")
-    )
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "the": 1, "[SEP]": 2, "[CLS]": 3, "</s>": 4}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", **specials)
 

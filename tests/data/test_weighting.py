@@ -32,9 +32,7 @@ HAND_WORKED = [
 
 
 @pytest.mark.parametrize(("strategy", "r", "weights", "loss"), HAND_WORKED)
-def test_hand_worked_weights_and_losses(
-    strategy: str, r: float, weights: tuple[float, ...], loss: float
-) -> None:
+def test_hand_worked_weights_and_losses(strategy: str, r: float, weights: tuple[float, ...], loss: float) -> None:
     w = loss_weights(LOSSES, strategy, r=r)
     assert w.tolist() == pytest.approx(weights, abs=1e-11)
     assert float((w * LOSSES).sum()) == pytest.approx(loss, abs=1e-11)
@@ -43,9 +41,7 @@ def test_hand_worked_weights_and_losses(
 losses_lists = st.lists(st.floats(0.01, 20), min_size=2, max_size=40)
 
 
-@given(
-    losses_lists, st.floats(0.1, 10), st.floats(-5, 5), st.sampled_from(["linupper", "quadratic", "extremes"])
-)
+@given(losses_lists, st.floats(0.1, 10), st.floats(-5, 5), st.sampled_from(["linupper", "quadratic", "extremes"]))
 def test_weights_do_not_change_when_losses_are_shifted_and_scaled(
     values: list[float], c: float, b: float, strategy: str
 ) -> None:
@@ -122,10 +118,7 @@ def test_close_losses_in_half_precision_are_told_apart() -> None:
 def test_faults_of_other_implementations_fail_here() -> None:
     """Per-process normalisation is another method, and a softmax of h is not uniform."""
     whole = loss_weights(LOSSES, "linupper", r=0.4)
-    halves = (
-        torch.cat([loss_weights(LOSSES[:2], "linupper", r=0.4), loss_weights(LOSSES[2:], "linupper", r=0.4)])
-        / 2
-    )
+    halves = torch.cat([loss_weights(LOSSES[:2], "linupper", r=0.4), loss_weights(LOSSES[2:], "linupper", r=0.4)]) / 2
     assert (whole - halves).abs().max() > 0.1
     h = 2 * (LOSSES - 1) / 4 - 1
     assert (torch.softmax(h, 0) - uniform()(LOSSES, 0)).abs().max() > 0.1

@@ -106,9 +106,7 @@ def test_per_example_gradients_and_ensembles_by_vmap(loss, options):
         lambda f: vmap(grad(f), rows)(hidden, targets, weight, bias),
         lambda f: vmap(grad(f, (0, 2, 3)), rows)(hidden, targets, weight, bias),
         lambda f: vmap(f, (None, None, 0, 0))(hidden, targets, weights, biases),
-        lambda f: vmap(grad(lambda *x: f(*x).sum(), 2), (None, None, 0, None))(
-            hidden, targets, weights, bias
-        ),
+        lambda f: vmap(grad(lambda *x: f(*x).sum(), 2), (None, None, 0, None))(hidden, targets, weights, bias),
         lambda f: vmap(vmap(f, (0, None, None, None)), (None, None, 0, 0))(
             batched.movedim(1, 0), targets, weights, biases
         ),
@@ -160,15 +158,11 @@ def test_backward_through_a_hessian_vector_product():
 @pytest.mark.parametrize("known", [False, True])
 def test_a_compiled_function_gives_the_same_losses_and_gradients(known):
     inputs, targets, upstream = layer()
-    streamed, plain = both(
-        "cross_entropy", {"label_smoothing": 0.1}, targets, row_weights=upstream if known else None
-    )
+    streamed, plain = both("cross_entropy", {"label_smoothing": 0.1}, targets, row_weights=upstream if known else None)
 
     def step(function):
         leaves = tuple(x.clone().requires_grad_() for x in inputs)
-        compiled = torch.compile(
-            lambda h, w, b: (function(2 * h, w, b) * upstream).sum() / 3, backend="aot_eager"
-        )
+        compiled = torch.compile(lambda h, w, b: (function(2 * h, w, b) * upstream).sum() / 3, backend="aot_eager")
         value = compiled(*leaves)
         return value, *torch.autograd.grad(value, leaves)
 

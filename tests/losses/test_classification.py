@@ -17,24 +17,18 @@ T = torch.tensor([0, 8, 3, 3, 5, 1])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
 def test_cross_entropy_is_torchs_with_label_smoothing(smoothing: float) -> None:
     expected = F.cross_entropy(X, T, reduction="none", label_smoothing=smoothing)
-    torch.testing.assert_close(
-        cross_entropy(X, T, label_smoothing=smoothing), expected, rtol=1e-13, atol=1e-13
-    )
+    torch.testing.assert_close(cross_entropy(X, T, label_smoothing=smoothing), expected, rtol=1e-13, atol=1e-13)
 
 
 def test_log_partition_penalty_adds_its_square() -> None:
     expected = F.cross_entropy(X, T, reduction="none") + 0.01 * torch.logsumexp(X, -1) ** 2
-    torch.testing.assert_close(
-        cross_entropy(X, T, log_partition_penalty=0.01), expected, rtol=1e-13, atol=1e-13
-    )
+    torch.testing.assert_close(cross_entropy(X, T, log_partition_penalty=0.01), expected, rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 5.0])
 def test_focal_loss_is_its_formula(gamma: float) -> None:
     p = torch.softmax(X, -1)[torch.arange(6), T]
-    torch.testing.assert_close(
-        focal_loss(X, T, gamma=gamma), -((1 - p) ** gamma) * p.log(), rtol=1e-11, atol=1e-13
-    )
+    torch.testing.assert_close(focal_loss(X, T, gamma=gamma), -((1 - p) ** gamma) * p.log(), rtol=1e-11, atol=1e-13)
 
 
 @pytest.mark.parametrize("gamma", [0.5, 2.0])

@@ -11,7 +11,7 @@ from reporting_example import comparison
 
 from lossmith.errors import InputError
 from lossmith.reporting import Curve, write_html
-from lossmith.reporting.files import write_bytes
+from lossmith.files import write_bytes
 from lossmith.reporting.html import render_html
 
 HOSTILE = (
@@ -77,9 +77,7 @@ def test_nothing_from_outside_is_asked_for():
     page = Page(render_html(comparison()))
     for _, attributes in page.tags:
         assert not {"src", "href", "srcset", "action", "data", "poster"} & attributes.keys()
-    assert not any(
-        tag in ("link", "iframe", "object", "embed", "base", "img", "form") for tag, _ in page.tags
-    )
+    assert not any(tag in ("link", "iframe", "object", "embed", "base", "img", "form") for tag, _ in page.tags)
     policies = [a["content"] for t, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"]
     assert policies
     assert (policies[0] or "").startswith("default-src 'none'")

@@ -30,9 +30,7 @@ def test_drawing_leaves_the_global_state_of_matplotlib_alone(tmp_path):
     assert mpl.get_backend() == backend
 
 
-@pytest.mark.parametrize(
-    "arms", [("one",), tuple(f"arm {i}" for i in range(12)), ("_x", "$a$", "<b>", "日本\n")]
-)
+@pytest.mark.parametrize("arms", [("one",), tuple(f"arm {i}" for i in range(12)), ("_x", "$a$", "<b>", "日本\n")])
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_one_arm_twelve_arms_and_odd_names_can_be_drawn(tmp_path, arms, seeds):
     written = write_plots(comparison(arms=arms, seeds=seeds), tmp_path)

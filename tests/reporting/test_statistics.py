@@ -146,9 +146,7 @@ def test_seeds_needed_at_the_edges():
 def test_equal_arms_are_told_apart_at_the_nominal_rate_for_one_comparison():
     rng = np.random.default_rng(1)
     trials = 4000
-    told = sum(
-        s.standing(s.paired_interval(d), True) != "not told apart" for d in rng.normal(size=(trials, 4))
-    )
+    told = sum(s.standing(s.paired_interval(d), True) != "not told apart" for d in rng.normal(size=(trials, 4)))
     # Exact level: the count is binomial, and four standard errors leave a chance of 6e-5.
     assert told / trials == pytest.approx(0.05, abs=4 * math.sqrt(0.05 * 0.95 / trials))
 
@@ -218,10 +216,7 @@ def test_a_ratio_claim_is_judged_by_the_paired_contrast():
     expected = s.paired_interval([1.0 - 2.0, 2.01 - 4.0, 2.99 - 6.0])
     assert (judgement.interval.low, judgement.interval.high) == pytest.approx((expected.low, expected.high))
     assert s.verdict(Claim("c", "a", "loss", ratio=0.26), data, baseline="b") == "inconclusive"
-    assert (
-        s.verdict(Claim("c", "a", "loss", direction="higher", ratio=0.2), data, baseline="b")
-        == "inconclusive"
-    )
+    assert s.verdict(Claim("c", "a", "loss", direction="higher", ratio=0.2), data, baseline="b") == "inconclusive"
     exact = runs(a=[1.0, 2.0], b=[4.0, 8.0])
     assert s.verdict(Claim("c", "a", "loss", ratio=0.25), exact, baseline="b") == "supported"
     assert s.verdict(Claim("c", "a", "loss", ratio=0.2), exact, baseline="b") == "inconclusive"

@@ -158,9 +158,7 @@ def test_footnotes_state_method_level_pairs_correction_and_what_could_be_detecte
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 200])
-@pytest.mark.parametrize(
-    "arms", [("baseline", "b", "c", "d"), tuple(f"a long arm's name {i} " * 3 for i in range(12))]
-)
+@pytest.mark.parametrize("arms", [("baseline", "b", "c", "d"), tuple(f"a long arm's name {i} " * 3 for i in range(12))])
 def test_no_line_is_wider_than_the_terminal_or_a_hundred_columns(width, arms):
     lines = printed(comparison(arms=arms), width).splitlines()
     assert max(len(line) for line in lines) <= min(width, 100)

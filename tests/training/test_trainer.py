@@ -25,19 +25,13 @@ def corpus(text_folder: Path) -> Any:
     return prepare(text_folder, vocab_size=300, sequence_length=24)
 
 
-def tiny(
-    vocab: int, *, dtype: torch.dtype = torch.float64, seed: int = 0, **options: Any
-) -> LlamaForCausalLM:
+def tiny(vocab: int, *, dtype: torch.dtype = torch.float64, seed: int = 0, **options: Any) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocab, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
         max_position_embeddings=64, tie_word_embeddings=True, **options,
     )  # fmt: skip
-    return (
-        with_exact_norms(LlamaForCausalLM(config).to(dtype))
-        if dtype == torch.float64
-        else LlamaForCausalLM(config)
-    )
+    return with_exact_norms(LlamaForCausalLM(config).to(dtype)) if dtype == torch.float64 else LlamaForCausalLM(config)
 
 
 def arguments(folder: Path, **options: Any) -> TrainingArguments:
@@ -121,9 +115,7 @@ def test_the_step_is_that_of_explicit_per_example_gradients(corpus: Any, tmp_pat
     losses, gradients = [], []
     for index in order:
         batch = PaddedCollator(corpus.tokenizer.pad_token_id)([corpus.train[index]])
-        logits = reference(
-            input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
-        ).logits
+        logits = reference(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
         rows = nn.functional.cross_entropy(logits[0, :-1], batch["labels"][0, 1:], reduction="none")
         loss = rows.sum() / (batch["labels"][0, 1:] != -100).sum()
         gradients.append(torch.autograd.grad(loss, list(reference.parameters())))
@@ -230,9 +222,7 @@ def test_the_released_variant_normalises_inside_each_micro_batch(corpus: Any, tm
 
 def test_length_weighted_uniform_is_the_token_mean(corpus: Any, tmp_path: Path) -> None:
     rows = [corpus.train[i] for i in range(16)]
-    rows = [
-        {**row, "input_ids": row["input_ids"][: 6 + i], "segments": [6 + i]} for i, row in enumerate(rows)
-    ]
+    rows = [{**row, "input_ids": row["input_ids"][: 6 + i], "segments": [6 + i]} for i, row in enumerate(rows)]
     model = tiny(len(corpus.tokenizer))
     trainer = Trainer(
         model, arguments(tmp_path, max_steps=1, per_device_train_batch_size=8, gradient_accumulation_steps=2),
@@ -243,17 +233,13 @@ def test_length_weighted_uniform_is_the_token_mean(corpus: Any, tmp_path: Path) 
     trainer.train()
     batch = PaddedCollator(corpus.tokenizer.pad_token_id)(rows)
     with torch.no_grad():
-        logits = tiny(len(corpus.tokenizer))(
-            input_ids=batch["input_ids"], position_ids=batch["position_ids"]
-        ).logits
+        logits = tiny(len(corpus.tokenizer))(input_ids=batch["input_ids"], position_ids=batch["position_ids"]).logits
     expected = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
     assert trainer.state.log_history[0]["loss"] == pytest.approx(float(expected), rel=1e-10)
 
 
 def test_a_resumed_run_is_bit_identical_and_leaves_no_pickle(corpus: Any, tmp_path: Path) -> None:
-    options: dict[str, Any] = dict(
-        max_steps=6, save_strategy="steps", save_steps=2, weighting=linupper(r=0.4)
-    )
+    options: dict[str, Any] = dict(max_steps=6, save_strategy="steps", save_steps=2, weighting=linupper(r=0.4))
     trainer, _ = train(corpus, tmp_path / "a", **options)
     checkpoint = tmp_path / "a" / "checkpoint-4"
     names = {p.name for p in checkpoint.iterdir()}
@@ -330,9 +316,7 @@ def test_models_whose_logits_are_changed_after_the_head_use_their_own_logits() -
     expected = nn.functional.cross_entropy(
         model(batch["input_ids"])[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="none"
     )
-    torch.testing.assert_close(
-        NextToken()(model, batch), expected.view(2, 5).mean(-1), rtol=1e-12, atol=1e-12
-    )
+    torch.testing.assert_close(NextToken()(model, batch), expected.view(2, 5).mean(-1), rtol=1e-12, atol=1e-12)
 
 
 def test_a_sequence_without_targets_has_loss_and_weight_zero(corpus: Any, tmp_path: Path) -> None:
@@ -403,9 +387,7 @@ def test_classification_is_averaged_over_labels_of_each_example() -> None:
     rows = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(3, 4)
     expected = torch.stack([rows[0, :2].mean(), rows[1, 0], torch.zeros((), dtype=torch.float64)])
     torch.testing.assert_close(losses, expected)
-    whole = Classification("focal_loss(gamma=0.0)")(
-        Tagger(), {"x": logits[:, 0], "labels": torch.tensor([1, 2, -100])}
-    )
+    whole = Classification("focal_loss(gamma=0.0)")(Tagger(), {"x": logits[:, 0], "labels": torch.tensor([1, 2, -100])})
     torch.testing.assert_close(
         whole[:2], nn.functional.cross_entropy(logits[:2, 0], torch.tensor([1, 2]), reduction="none")
     )

@@ -44,9 +44,7 @@ def compare(
     packing: Annotated[str | None, _in(_DATA, "isolated (default), concatenated or none.")] = None,
     sequence_length: Annotated[int | None, _in(_DATA, "Tokens per sequence [128].")] = None,
     eval_tokens: Annotated[str | None, _in(_DATA, "Validation tokens used at most [50k].")] = None,
-    model: Annotated[
-        str | None, _in(_MODEL, "Preset (nano, tiny, small, base), folder or hub id [tiny].")
-    ] = None,
+    model: Annotated[str | None, _in(_MODEL, "Preset (nano, tiny, small, base), folder or hub id [tiny].")] = None,
     random_weights: Annotated[
         bool, _in(_MODEL, "Start a folder's or hub model from random weights.", "--random-weights")
     ] = False,
@@ -55,18 +53,15 @@ def compare(
         list[str] | None,
         _in(
             _BUDGET,
-            "An arm: 'name' or 'name: option=value, ...' with loss, weighting, model, batch_size, tokens or any TrainingArguments name. Repeat for each arm.",
+            "An arm: 'name' or 'name: option=value, ...' with loss, weighting, model, batch_size, tokens or any "
+            "TrainingArguments name. Repeat for each arm.",
         ),
     ] = None,
-    baseline: Annotated[
-        str | None, _in(_BUDGET, "Arm to compare with; default 'baseline', else the first.")
-    ] = None,
+    baseline: Annotated[str | None, _in(_BUDGET, "Arm to compare with; default 'baseline', else the first.")] = None,
     tokens: Annotated[str | None, _in(_BUDGET, "Training tokens per run, such as 300k or 2M [250k].")] = None,
     max_epochs: Annotated[float | None, _in(_BUDGET, "How often the corpus may be repeated [1].")] = None,
     seeds: Annotated[str | None, _in(_BUDGET, "Number of seeds, or a list such as 0,1,2 [3].")] = None,
-    batch_size: Annotated[
-        int | None, _in(_BUDGET, "Sequences per optimiser step, over all processes [16].")
-    ] = None,
+    batch_size: Annotated[int | None, _in(_BUDGET, "Sequences per optimiser step, over all processes [16].")] = None,
     level: Annotated[float | None, _in(_BUDGET, "Confidence level of the intervals [0.95].")] = None,
     set_: Annotated[
         list[str] | None, _in(_BUDGET, "Any setting or TrainingArguments name as key=value. Repeat.", "--set")
@@ -85,15 +80,11 @@ def compare(
     ] = False,
     jobs: Annotated[int | None, _in(_LAYOUT, "Runs side by side; default: as many as cores allow.")] = None,
     threads: Annotated[int | None, _in(_LAYOUT, "Threads per run; default: 1 for small models.")] = None,
-    processes: Annotated[
-        int | None, _in(_LAYOUT, "Processes per run (as torchrun --nproc-per-node).")
-    ] = None,
+    processes: Annotated[int | None, _in(_LAYOUT, "Processes per run (as torchrun --nproc-per-node).")] = None,
     micro_batch_size: Annotated[
         int | None, _in(_LAYOUT, "Sequences at a time per process; the rest is gradient accumulation.")
     ] = None,
-    layout: Annotated[
-        str | None, _in(_LAYOUT, "padded (default) or packed: one long row without padding.")
-    ] = None,
+    layout: Annotated[str | None, _in(_LAYOUT, "padded (default) or packed: one long row without padding.")] = None,
     chunk_size: Annotated[int | None, _in(_LAYOUT, "Rows of logits held at once.")] = None,
     device: Annotated[str | None, _in(_LAYOUT, "auto (default) or cpu.")] = None,
     backend: Annotated[str, _in(_LAYOUT, "local (default) or ray.")] = "local",
@@ -122,8 +113,7 @@ def compare(
         for name, value in context.params.items()
         if value is not None
         and value is not False
-        and name
-        not in ("arm", "set_", "config", "out", "cache", "dry_run", "jobs", "threads", "processes", "backend")
+        and name not in ("arm", "set_", "config", "out", "cache", "dry_run", "jobs", "threads", "processes", "backend")
     }
     if arm:
         given["arms"] = list(arm)
@@ -165,9 +155,7 @@ def finish_report(comparison: Any, out: Path, console: Any) -> None:
     console.print(f"report: {written['report.html']}", highlight=False, soft_wrap=True)
     if failed := [run for run in comparison.runs if run.error]:
         for run in failed:
-            text = (
-                run.error if run.arm in str(run.error) else f"arm '{run.arm}', seed {run.seed}: {run.error}"
-            )
+            text = run.error if run.arm in str(run.error) else f"arm '{run.arm}', seed {run.seed}: {run.error}"
             print(f"lossmith: {text}", file=sys.stderr)
         raise typer.Exit(2)
 
@@ -206,9 +194,7 @@ def report(
         raise InputError(f"{folder} is not a folder")
     path = folder / "comparison.json"
     if not path.exists():
-        raise InputError(
-            f"{folder} holds no comparison.json; give the --out folder of lossmith compare or study"
-        )
+        raise InputError(f"{folder} holds no comparison.json; give the --out folder of lossmith compare or study")
     try:
         comparison = comparison_from_json(read_json(path))
     except (ValueError, KeyError, TypeError):

@@ -59,9 +59,7 @@ class ProgressDisplay:
                 console=self.console,
                 transient=True,
             )
-            self._task = self._bar.add_task(
-                "training", total=self._total(), left="", completed=self._steps_done()
-            )
+            self._task = self._bar.add_task("training", total=self._total(), left="", completed=self._steps_done())
             self._bar.start()
 
     def _tick(self) -> None:
@@ -83,11 +81,7 @@ class ProgressDisplay:
         self._finished[planned.folder] = planned.run.steps
         error = error or (result or {}).get("error")
         if error:
-            text = (
-                error
-                if planned.run.arm in error
-                else f"arm '{planned.run.arm}', seed {planned.run.seed}: {error}"
-            )
+            text = error if planned.run.arm in error else f"arm '{planned.run.arm}', seed {planned.run.seed}: {error}"
             self.console.print(f"failed: {text}", style="red", highlight=False, markup=False)
         elif result is not None:
             loss, seconds = result["metrics"].get("eval/loss", float("nan")), result.get("wall_seconds", 0.0)

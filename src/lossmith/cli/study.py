@@ -43,9 +43,11 @@ def study(
         Path | None,
         typer.Option(help="Folder for records and report; default runs/SLUG-SCALE.", show_default=False),
     ] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Folder for prepared corpora.", show_default=False)
+    card: Annotated[
+        Path | None,
+        typer.Option(help="Markdown file whose measured table is to be rewritten.", show_default=False),
     ] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder for prepared corpora.", show_default=False)] = None,
     jobs: Annotated[
         int | None,
         typer.Option(help="Runs side by side; default: as many as cores allow.", show_default=False),
@@ -66,21 +68,37 @@ def study(
     from lossmith.cli.compare import finish_report, overrides
     from lossmith.cli.progress import ProgressDisplay
     from lossmith.errors import InputError
+    from lossmith.reporting import summarise
+    from lossmith.reporting.card import check_card, write_measured
     from lossmith.studies.settings import Execution
-    from lossmith.studies.study import get_study, run_study
+    from lossmith.studies.study import default_folder, get_study, run_study
 
     if backend not in ("local", "ray"):
         raise InputError(f"--backend must be local or ray, got '{backend}'")
     changes: dict[str, Any] = overrides(set_ or [])
     changes |= {name: value for name, value in (("model", model), ("tokens", tokens)) if value is not None}
     chosen = get_study(slug)
-    out = out if out is not None else Path("runs") / f"{chosen.slug}-{scale}"
+    if card is not None:
+        # Before hours of work, not after.
+        check_card(card)
+    out = out if out is not None else default_folder(chosen, scale, data)
     execution = Execution(out=out, jobs=jobs, threads=threads, backend=backend, cache=cache)  # type: ignore[arg-type]
     watcher = ProgressDisplay(Console(stderr=True)).watcher()
     comparison = run_study(
         chosen, scale, seeds=seeds, data=data, execution=execution, overrides=changes, watcher=watcher
     )
+    if card is not None:
+        words = " ".join(["lossmith study", chosen.slug, f"--scale {scale}", *(["--data", data] if data else [])])
+        heading = f"Written by `{words} --card {card}`; {environment_line(comparison.environment)}."
+        write_measured(card, f"{heading}\n\n{summarise(comparison).to_markdown()}")
     finish_report(comparison, out, Console())
+
+
+def environment_line(environment: Any) -> str:
+    """Versions and machine in a few words."""
+    versions = environment.get("versions", {})
+    known = [f"{name} {versions[name]}" for name in ("lossmith", "torch", "transformers") if name in versions]
+    return ", ".join([*known, str(environment.get("processor", "unknown processor"))])
 
 
 @app.command("list")

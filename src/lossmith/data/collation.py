@@ -75,9 +75,7 @@ class PackedCollator:
         parts = [_example(row) for row in rows]
         if not parts:
             return PaddedCollator(0)(rows)  # raises
-        input_ids, labels, position_ids = (
-            torch.cat(column).unsqueeze(0) for column in zip(*parts, strict=True)
-        )
+        input_ids, labels, position_ids = (torch.cat(column).unsqueeze(0) for column in zip(*parts, strict=True))
         lengths = torch.tensor([len(tokens) for tokens, _, _ in parts])
         example_ids = torch.repeat_interleave(torch.arange(len(parts)), lengths).unsqueeze(0)
         return _batch(rows, input_ids, labels, position_ids, example_ids)
@@ -94,8 +92,7 @@ def _example(row: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     lengths = torch.as_tensor([len(tokens)] if segments is None else segments, dtype=torch.int64)
     if int(lengths.sum()) != len(tokens) or bool((lengths < 0).any()):
         raise ValueError(
-            f"segments must be lengths that sum to the number of tokens ({len(tokens)}), got "
-            f"{lengths.tolist()}"
+            f"segments must be lengths that sum to the number of tokens ({len(tokens)}), got {lengths.tolist()}"
         )
     starts = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
     positions = torch.arange(len(tokens)) - starts

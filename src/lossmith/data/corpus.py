@@ -94,9 +94,7 @@ def existing_path(source: str | os.PathLike[str]) -> Path | None:
     # 'corpora/new' next to a folder 'corpora' is a mistyped path, not somebody's data set.
     if isinstance(source, str) and is_hub_id(source) and not path.parent.is_dir():
         return None
-    raise InputError(
-        f"data: there is no file or folder {text!r} (give a path, a hub id owner/name, or 'python')"
-    )
+    raise InputError(f"data: there is no file or folder {text!r} (give a path, a hub id owner/name, or 'python')")
 
 
 def _not_blank(documents: Iterator[Document], source: str) -> Iterator[Document]:
@@ -140,9 +138,7 @@ def _files(path: Path) -> list[Path]:
             continue
         seen.add(real)
         files += [Path(folder, name) for name in names if not _hidden(name)]
-    return sorted(
-        (file for file in files if file.is_file()), key=lambda file: file.relative_to(path).as_posix()
-    )
+    return sorted((file for file in files if file.is_file()), key=lambda file: file.relative_to(path).as_posix())
 
 
 def _hidden(name: str) -> bool:
@@ -161,9 +157,7 @@ def _read_saved(path: Path, fields: Fields) -> Iterator[Document]:
             folder = path / ("train" if "train" in splits else splits[0])
         else:
             listing = ", ".join(splits) or "none"
-            raise InputError(
-                f"{path}: no split 'train' among the saved splits ({listing}); name one split's folder"
-            )
+            raise InputError(f"{path}: no split 'train' among the saved splits ({listing}); name one split's folder")
     import datasets
 
     try:

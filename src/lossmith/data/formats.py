@@ -42,9 +42,7 @@ class Fields:
     text: str = "text"
     domain: str | None = None
 
-    def document(
-        self, record: Mapping[str, Any], place: str, domain: str, null_is_blank: bool = False
-    ) -> Document:
+    def document(self, record: Mapping[str, Any], place: str, domain: str, null_is_blank: bool = False) -> Document:
         """The document in ``record``; ``place`` (``file:line``) begins the sentence if there is none."""
         text = self._value(record, self.text, "text_field", place)
         if text is None and null_is_blank:
@@ -54,9 +52,7 @@ class Fields:
         if self.domain is not None:
             value = self._value(record, self.domain, "domain_field", place)
             if isinstance(value, (dict, list)):
-                raise InputError(
-                    f"{place}: the domain {self.domain!r} must be a string or number, got {_kind(value)}"
-                )
+                raise InputError(f"{place}: the domain {self.domain!r} must be a string or number, got {_kind(value)}")
             domain = "" if value is None else str(value)
         return Document(_well_formed(text), _well_formed(domain), place)
 
@@ -71,9 +67,7 @@ class Fields:
     def _value(record: Mapping[str, Any], name: str, argument: str, place: str) -> Any:
         if name not in record:
             there = [str(key) for key in record]
-            listing = (
-                ", ".join(there[:20]) + (", ..." if len(there) > 20 else "") if there else "no fields at all"
-            )
+            listing = ", ".join(there[:20]) + (", ..." if len(there) > 20 else "") if there else "no fields at all"
             raise InputError(f"{place}: there is no field {name!r} ({argument}), only: {listing}")
         return record[name]
 
@@ -98,9 +92,7 @@ def read_jsonl(path: Path, domain: str, fields: Fields) -> Iterator[Document]:
             try:
                 record = json.loads(line)
             except json.JSONDecodeError as error:
-                raise InputError(
-                    f"{place}: the line is not JSON ({error.msg} at column {error.colno})"
-                ) from None
+                raise InputError(f"{place}: the line is not JSON ({error.msg} at column {error.colno})") from None
             except RecursionError:
                 raise InputError(f"{place}: the line is not usable JSON (nested too deeply)") from None
             except ValueError as error:  # an integer of more digits than Python converts

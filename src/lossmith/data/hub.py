@@ -50,16 +50,12 @@ def read_hub(source: str, fields: Fields) -> Iterator[Document]:
     match = _HUB_ID.fullmatch(source)
     assert match is not None
     if not hub_is_reachable():
-        raise InputError(
-            f"data: there is no file or folder {source!r}, and the Hugging Face hub cannot be reached"
-        )
+        raise InputError(f"data: there is no file or folder {source!r}, and the Hugging Face hub cannot be reached")
     import datasets
 
     split = match["split"] or "train"
     try:
-        stream: Any = datasets.load_dataset(
-            match["name"], match["config"] or None, split=split, streaming=True
-        )
+        stream: Any = datasets.load_dataset(match["name"], match["config"] or None, split=split, streaming=True)
     except Exception as error:  # the client's many kinds of "no such dataset, config or split"
         raise InputError(
             f"data: there is no file or folder {source!r}, and the Hugging Face hub does not give it as a "

@@ -179,9 +179,7 @@ def load_prepared(folder: str | os.PathLike[str]) -> PreparedCorpus:
 def _check_fraction(fraction: float) -> None:
     is_number = isinstance(fraction, (int, float)) and not isinstance(fraction, bool)
     if not is_number or not 0.0 < fraction < 1.0:
-        raise InputError(
-            f"validation_fraction must be a number between 0 and 1 (both excluded), got {fraction!r}"
-        )
+        raise InputError(f"validation_fraction must be a number between 0 and 1 (both excluded), got {fraction!r}")
 
 
 def _training_key(vocab_size: int) -> str:
@@ -248,9 +246,7 @@ def _write_split(rows: Iterator[Row], path: Path) -> int:
                 [row.domain for row in batch],
                 range(count, count + len(batch)),
             ]
-            arrays = [
-                pa.array(column, type=field.type) for column, field in zip(columns, _SCHEMA, strict=True)
-            ]
+            arrays = [pa.array(column, type=field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
             stream.write_batch(pa.record_batch(arrays, schema=_SCHEMA))
             count += len(batch)
             batch.clear()
@@ -267,9 +263,7 @@ def _write_split(rows: Iterator[Row], path: Path) -> int:
 
 def _sizes(folder: Path) -> dict[str, int]:
     return {
-        path.relative_to(folder).as_posix(): path.stat().st_size
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()
     }
 
 
@@ -300,9 +294,7 @@ def _open(folder: Path, given: PreTrainedTokenizerBase | None, source: str | Non
         train=datasets.Dataset.from_file(str(folder / "train.arrow")),
         validation=datasets.Dataset.from_file(str(folder / "validation.arrow")),
         tokenizer=tokenizer,
-        domains=tuple(
-            name or ("all" if len(record["domains"]) == 1 else "other") for name in record["domains"]
-        ),
+        domains=tuple(name or ("all" if len(record["domains"]) == 1 else "other") for name in record["domains"]),
         fingerprint=folder.name,
         train_tokens=record["train_tokens"],
         validation_tokens=record["validation_tokens"],

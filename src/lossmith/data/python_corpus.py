@@ -92,9 +92,7 @@ def _library() -> Path:
 def _modules(root: Path) -> list[Path]:
     found: list[str] = []
     for folder, folders, names in os.walk(root):
-        folders[:] = [
-            name for name in folders if name not in _LEFT_OUT_FOLDERS and not name.startswith("config-")
-        ]
+        folders[:] = [name for name in folders if name not in _LEFT_OUT_FOLDERS and not name.startswith("config-")]
         relative = os.path.relpath(folder, root)
         prefix = "" if relative == "." else relative.replace(os.sep, "/") + "/"
         found += [prefix + name for name in names if name.endswith(".py")]

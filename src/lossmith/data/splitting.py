@@ -43,9 +43,7 @@ class Spool:
         with pa.OSFile(str(self.path), "rb") as file, pa.ipc.open_stream(file) as stream:
             for batch in stream:
                 columns = (batch.column(name).to_pylist() for name in ("text", "domain", "draw"))
-                rows = (
-                    (text, self._ranks[number], draw) for text, number, draw in zip(*columns, strict=True)
-                )
+                rows = ((text, self._ranks[number], draw) for text, number, draw in zip(*columns, strict=True))
                 yield [(text, domain, draw <= self.thresholds[domain]) for text, domain, draw in rows]
 
 

@@ -101,11 +101,7 @@ def load_tokenizer(tokenizer: str | os.PathLike[str] | PreTrainedTokenizerBase) 
                 local_files_only=is_local or not hub_is_reachable(),
             )
         except Exception as error:  # a different kind for every way in which a folder can be wrong
-            what = (
-                "the folder holds no tokenizer that can be loaded"
-                if is_local
-                else "neither a folder nor found"
-            )
+            what = "the folder holds no tokenizer that can be loaded" if is_local else "neither a folder nor found"
             raise InputError(f"tokenizer: cannot load {name!r}: {what} ({reason(error)})") from None
     if loaded.eos_token_id is None:
         substitute = loaded.sep_token or loaded.bos_token or loaded.cls_token

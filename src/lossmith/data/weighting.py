@@ -107,9 +107,7 @@ def loss_weights(
     if clip_quantile is not None and not 0.5 < clip_quantile <= 1:
         raise ValueError(f"clip_quantile must be in (0.5, 1], got {clip_quantile}")
     if losses.ndim != 1:
-        raise ValueError(
-            f"losses must have one dimension, one loss per example, got shape {tuple(losses.shape)}"
-        )
+        raise ValueError(f"losses must have one dimension, one loss per example, got shape {tuple(losses.shape)}")
     if losses.numel() == 0:
         raise ValueError("losses must hold at least one example that has a target, got none")
     dtype = losses.dtype if losses.dtype in (torch.float32, torch.float64) else torch.float32
@@ -203,9 +201,7 @@ class LossWeighting:
 
     def __post_init__(self) -> None:
         if self.variant not in get_args(Variant):
-            raise ValueError(
-                f"unknown variant '{self.variant}': {did_you_mean(str(self.variant), get_args(Variant))}"
-            )
+            raise ValueError(f"unknown variant '{self.variant}': {did_you_mean(str(self.variant), get_args(Variant))}")
         if self.burn_in_steps < 0:
             raise ValueError(f"burn_in_steps must be >= 0, got {self.burn_in_steps}")
         if self.r is not None and not callable(self.r):
@@ -292,7 +288,7 @@ def linear(
     length_weighted: bool = False,
     variant: Variant = "step",
 ) -> LossWeighting:
-    """Weight rises with the loss over the whole range (in the released code, not in the paper). Options as :class:`LossWeighting`."""
+    """Weight rises with the loss over the whole range: in the released code only. Options as :class:`LossWeighting`."""
     return LossWeighting("linear", r, delta, burn_in_steps, clip_quantile, length_weighted, variant)
 
 

@@ -29,9 +29,7 @@ class StreamedLosses(torch.autograd.Function):
     """One loss per row. The gradient recomputes each chunk: two products here with it, and four in all."""
 
     @staticmethod
-    def forward(
-        hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, spec: RowLoss
-    ) -> Tensor:
+    def forward(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, spec: RowLoss) -> Tensor:
         return losses_only(spec, hidden, weight, bias, targets)
 
     @staticmethod
@@ -56,9 +54,7 @@ class StreamedLosses(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:
         hidden, weight, bias, targets, spec = inputs
         if in_dims[1] is None and in_dims[2] is None:
-            hidden, targets = (
-                _batch_first(x, d, info) for x, d in ((hidden, in_dims[0]), (targets, in_dims[3]))
-            )
+            hidden, targets = (_batch_first(x, d, info) for x, d in ((hidden, in_dims[0]), (targets, in_dims[3])))
             losses = StreamedLosses.apply(hidden.flatten(0, 1), weight, bias, targets.flatten(0, 1), spec)
             return losses.unflatten(0, hidden.shape[:2]), 0
         return torch.stack([StreamedLosses.apply(*case) for case in _cases(info, in_dims, inputs)]), 0
@@ -77,9 +73,7 @@ class StreamedGradients(torch.autograd.Function):
         spec: RowLoss,
         needs: Needs,
     ) -> tuple[Tensor, ...]:
-        _, found = losses_and_gradients(
-            spec, hidden, weight, bias, targets, upstream, needs, want_losses=False
-        )
+        _, found = losses_and_gradients(spec, hidden, weight, bias, targets, upstream, needs, want_losses=False)
         return _present(found)
 
     @staticmethod
@@ -190,9 +184,7 @@ class WeightedLosses(torch.autograd.Function):
         return found.hidden, found.weight, found.bias, None, None, None
 
 
-def undivided_losses(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, spec: RowLoss
-) -> Tensor:
+def undivided_losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, spec: RowLoss) -> Tensor:
     """One loss per row from all logits at once, in operations that torch differentiates itself."""
     hidden, weight = hidden.to(spec.logits_dtype), weight.to(spec.logits_dtype)
     if spec.ignore_index is not None:

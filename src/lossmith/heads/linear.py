@@ -52,7 +52,7 @@ def linear_loss(
         bias: the bias of the layer.
         chunk_size: rows per chunk. By default small problems are one chunk, and large ones are cut so that
             the logits of a chunk take about 64 MiB (a quarter of that for losses that autograd must
-            differentiate), or a quarter of the size of ``weight`` where that is more.
+            differentiate), or a third of the size of ``weight`` where that is more.
         row_weights: what the rows' losses will be multiplied by, if that is known beforehand. It does not
             weigh the result: it is a promise that the upstream gradient will be proportional to it, as in
             ``(row_weights * linear_loss(...)).sum()``. Gradients are then taken in the forward pass: three
@@ -162,9 +162,7 @@ def _row_loss(
     for name, option in options.items():
         if isinstance(option, Tensor) and option.requires_grad:
             raise ValueError(f"option {name} of the loss requires a gradient, which would be lost; detach it")
-    classes_as_targets = targets.ndim == batch_ndim and not (
-        targets.is_floating_point() or targets.is_complex()
-    )
+    classes_as_targets = targets.ndim == batch_ndim and not (targets.is_floating_point() or targets.is_complex())
     ignore_index = options["ignore_index"] if "ignore_index" in options else _default(loss, "ignore_index")
     fused = None
     if loss is losses.cross_entropy and classes_as_targets:
@@ -231,7 +229,5 @@ def _check_shapes(
         raise ValueError(
             f"row_weights must have the batch shape of hidden, {tuple(batch)}, got {tuple(row_weights.shape)}"
         )
-    if chunk_size is not None and (
-        isinstance(chunk_size, bool) or chunk_size != int(chunk_size) or chunk_size < 1
-    ):
+    if chunk_size is not None and (isinstance(chunk_size, bool) or chunk_size != int(chunk_size) or chunk_size < 1):
         raise ValueError(f"chunk_size must be a whole number >= 1 or None, got {chunk_size}")

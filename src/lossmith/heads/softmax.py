@@ -25,8 +25,7 @@ class SoftmaxKernel:
         if bool(wrong.any()):
             found = int(targets[wrong][0])
             raise ValueError(
-                f"targets must be class indices in [0, {classes}) or ignore_index={self.ignore_index}, "
-                f"got {found}"
+                f"targets must be class indices in [0, {classes}) or ignore_index={self.ignore_index}, got {found}"
             )
 
     def values(self, logits: Tensor, targets: Tensor) -> Tensor:

@@ -19,12 +19,11 @@ from lossmith.heads.softmax import SoftmaxKernel
 HALF = (torch.float16, torch.bfloat16)
 Rows = slice | Tensor
 
-# Logits of one chunk, in bytes. Larger chunks make the matrix products faster (up to about 512 rows on a
-# CPU), and every pass over the logits slower once they leave the last cache: measured best between 32 and 128
-# MiB.
+# Logits of one chunk, in bytes. Below about 256 rows a CPU's matrix products slow down; from 32 to 128 MiB no
+# difference was measured (4 cores, 32768 classes), so the middle, for the sake of memory.
 CHUNK_BYTES = 64 * 2**20
-# A CPU multiplies by the weight up to an eighth faster in blocks of classes (on four cores to themselves; the
-# other two products gain nothing).
+# A CPU makes logits a few percent faster in blocks of classes, if its cores are not busy with something else; the
+# other two products gain nothing.
 CLASS_BLOCK = 2048
 # A loss that autograd differentiates holds a few matrices of the size of the logits.
 AUTOGRAD_COPIES = 4
@@ -66,8 +65,8 @@ class RowLoss:
         if self.chunk_size is not None:
             return self.chunk_size
         row_bytes = classes * self.logits_dtype.itemsize * (1 if self.fused else AUTOGRAD_COPIES)
-        # With very many classes the weight is large, too: then a quarter of its size may be spent on a chunk.
-        most = max(CHUNK_BYTES // row_bytes, features // 4, 1)
+        # With very many classes the weight is large, too: then a third of its size may be spent on a chunk.
+        most = max(CHUNK_BYTES // row_bytes, features // 3, 1)
         chunks = max(-(-rows // most), 1)
         return max(-(-rows // chunks), 1)
 
@@ -82,9 +81,7 @@ class Gradients:
 
 
 @torch.no_grad()
-def losses_only(
-    spec: RowLoss, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
-) -> Tensor:
+def losses_only(spec: RowLoss, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
     """One loss per row; exactly 0 where the target is ``ignore_index``."""
     if spec.fused:
         spec.fused.check_targets(targets, weight.shape[0])
@@ -145,9 +142,7 @@ def losses_and_gradients(
     return losses, layer.gradients(needs)
 
 
-def _autograd_slopes(
-    spec: RowLoss, logits: Tensor, targets: Tensor, factors: Tensor
-) -> tuple[Tensor, Tensor]:
+def _autograd_slopes(spec: RowLoss, logits: Tensor, targets: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         logits = logits.detach().requires_grad_()
         losses = spec.rows(logits, targets)

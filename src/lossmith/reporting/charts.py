@@ -100,11 +100,7 @@ def _traces(comparison: Comparison, arm: ArmCurves, index: int, axis: Axis) -> l
 
 def difference_chart(table: ComparisonTable) -> Chart | None:
     """The paired differences of the primary metric with their intervals, one row for each arm."""
-    arms = [
-        arm
-        for arm in table.arms[1:]
-        if arm.primary.difference and math.isfinite(arm.primary.difference.estimate)
-    ]
+    arms = [arm for arm in table.arms[1:] if arm.primary.difference and math.isfinite(arm.primary.difference.estimate)]
     if not arms:
         return None
     colours = {"better": "#0072B2", "worse": "#D55E00"}

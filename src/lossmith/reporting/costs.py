@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 
 from lossmith.reporting import formatting
 from lossmith.reporting.comparison import Cost
 
 # Counted exactly, so a difference is real; the measured ones vary by several percent between identical runs.
 COUNTED_LIMIT = 0.01
-MEASURED_LIMIT = 0.10
+MEASURED_LIMITS = {"seconds": 0.10, "peak_memory_bytes": 0.25}
+STANDARD_ERRORS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
 class CostMeans:
-    """Means of :class:`Cost` over an arm's finished runs; ``n`` is their number (all zero without any)."""
+    """Means of :class:`Cost` over an arm's finished runs; ``n`` is their number (all zero without any).
+
+    ``errors`` holds the standard errors of the measured quantities, where there are runs enough to know them.
+    """
 
     n: int = 0
     tokens: float = 0.0
@@ -25,6 +29,7 @@ class CostMeans:
     flops: float = 0.0
     peak_memory_bytes: float = 0.0
     scored_tokens: float = 0.0
+    errors: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +64,20 @@ def mean_cost(costs: Iterable[Cost]) -> CostMeans:
     costs = list(costs)
     if not costs:
         return CostMeans()
-    means = {
-        field.name: sum(float(getattr(c, field.name)) for c in costs) / len(costs) for field in fields(Cost)
-    }
-    return CostMeans(n=len(costs), **means)
+    means = {f.name: sum(float(getattr(c, f.name)) for c in costs) / len(costs) for f in fields(Cost)}
+    errors = {}
+    for name in MEASURED_LIMITS if len(costs) > 1 else ():
+        squares = sum((float(getattr(c, name)) - means[name]) ** 2 for c in costs)
+        errors[name] = math.sqrt(squares / (len(costs) - 1) / len(costs))
+    return CostMeans(n=len(costs), errors=errors, **means)
 
 
 def cost_differences(arm: CostMeans, reference: CostMeans) -> tuple[CostDifference, ...]:
     """Every quantity in which ``arm`` differs from ``reference``; none where either has no finished run.
 
-    Flagged beyond 1 percent (tokens, optimiser steps, FLOPs, tokens that were only scored) or 10 percent
-    (time, peak memory, which are noisy).
+    Flagged beyond 1 percent (tokens, optimiser steps, FLOPs, tokens that were only scored). Time and peak memory are
+    measured on a machine with other things to do: flagged beyond 10 and 25 percent, and only if the difference is
+    also larger than three of its standard errors over the runs.
 
     >>> [d.text for d in cost_differences(CostMeans(1, tokens=110.0), CostMeans(1, tokens=100.0))]
     ['tokens +10%']
@@ -85,10 +93,9 @@ def cost_differences(arm: CostMeans, reference: CostMeans) -> tuple[CostDifferen
         relative = (own - other) / base if base else math.inf
         if not math.isfinite(relative):
             relative = math.inf
-        limit = MEASURED_LIMIT if quantity in ("seconds", "peak_memory_bytes") else COUNTED_LIMIT
+        limit = MEASURED_LIMITS.get(quantity, COUNTED_LIMIT)
+        noise = STANDARD_ERRORS * math.hypot(arm.errors.get(quantity, 0.0), reference.errors.get(quantity, 0.0))
         # A hair of slack, so that a difference of exactly the limit is not flagged for a rounding error.
-        flagged = abs(relative) > limit * (1 + 1e-9)
-        differences.append(
-            CostDifference(quantity, relative, flagged, f"{name} {formatting.relative(relative)}")
-        )
+        flagged = abs(relative) > limit * (1 + 1e-9) and abs(own - other) > noise
+        differences.append(CostDifference(quantity, relative, flagged, f"{name} {formatting.relative(relative)}"))
     return tuple(differences)

@@ -74,9 +74,7 @@ def points(curve: Curve, axis: Axis) -> tuple[Array, Array]:
     if len(x) == 0:
         return x, x
     if len(x) != len(y):
-        raise ValueError(
-            f"a curve has {len(x)} {axis} but {len(y)} values; the lists must have equal lengths"
-        )
+        raise ValueError(f"a curve has {len(x)} {axis} but {len(y)} values; the lists must have equal lengths")
     keep = np.isfinite(x) & np.isfinite(y)
     order = np.argsort(x[keep], kind="stable")
     return x[keep][order], y[keep][order]

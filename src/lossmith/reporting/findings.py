@@ -20,10 +20,7 @@ def findings(table: ComparisonTable, power: float) -> tuple[str, ...]:
     if not others:
         own = baseline.primary
         spread = f" (sd {number(own.sd)} over {plural(own.n, 'seed')})" if own.n > 1 else " (one seed)"
-        return (
-            f"The only arm, {_name(baseline.name)}, reached {table.metric} "
-            f"{number(own.mean, own.sd)}{spread}.",
-        )
+        return (f"The only arm, {_name(baseline.name)}, reached {table.metric} {number(own.mean, own.sd)}{spread}.",)
     return tuple(_finding(table, arm, power) for arm in others)
 
 
@@ -57,9 +54,7 @@ def _more_seeds(table: ComparisonTable, arm: ArmSummary, power: float) -> str:
     assert interval is not None
     if interval.estimate == 0 or not math.isfinite(interval.sd) or interval.sd == 0:
         return ""
-    n = seeds_needed(
-        interval.estimate, interval.sd, level=table.level, power=power, comparisons=table.comparisons
-    )
+    n = seeds_needed(interval.estimate, interval.sd, level=table.level, power=power, comparisons=table.comparisons)
     if n <= interval.n:
         return ""
     about = f"about {n}" if n <= 100 else "more than 100"
@@ -81,9 +76,7 @@ def footnotes(table: ComparisonTable, power: float) -> tuple[str, ...]:
                 "Read its result at that price; it is not ranked."
             )
     if any(difference.quantity == "scored_tokens" for arm in others for difference in arm.flags):
-        notes.append(
-            "Scoring counts tokens that were only scored, in percent of the baseline's training tokens."
-        )
+        notes.append("Scoring counts tokens that were only scored, in percent of the baseline's training tokens.")
     for arm in table.arms:
         if arm.failures:
             whole = f"{len(arm.failures)} of {plural(arm.n_runs, 'run')} of {_name(arm.name)} failed"

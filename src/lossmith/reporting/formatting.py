@@ -172,9 +172,7 @@ def _nested(value: object) -> bool:
 
 def _scalar(value: object) -> str:
     if isinstance(value, str):
-        plain = (
-            bool(value) and value == one_line(value) and not value.startswith(("-", "{", "[", '"', "'", "#"))
-        )
+        plain = bool(value) and value == one_line(value) and not value.startswith(("-", "{", "[", '"', "'", "#"))
         return value if plain and ": " not in value else json.dumps(value, ensure_ascii=False)
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]

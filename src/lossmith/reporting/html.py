@@ -8,10 +8,10 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
+from lossmith.files import write_text
 from lossmith.reporting import cells
 from lossmith.reporting.charts import Chart, difference_chart, loss_charts
 from lossmith.reporting.comparison import Comparison, Run
-from lossmith.reporting.files import write_text
 from lossmith.reporting.formatting import count, memory, number, one_line, outline, plural, seconds
 from lossmith.reporting.palette import strokes
 from lossmith.reporting.table import ComparisonTable, failure_reason, metric_names, summarise
@@ -98,9 +98,7 @@ def _findings(table: ComparisonTable) -> str:
 
 
 def _grid(grid: cells.Grid) -> str:
-    heads = "".join(
-        f'<th scope="col"{_numeric(column.numeric)}>{escape(column.name)}</th>' for column in grid.columns
-    )
+    heads = "".join(f'<th scope="col"{_numeric(column.numeric)}>{escape(column.name)}</th>' for column in grid.columns)
     rows = []
     for row in grid.rows:
         first, *rest = row
@@ -156,8 +154,7 @@ def _curves(comparison: Comparison, charts: list[Chart]) -> str:
             f'stroke-width="3" stroke="{stroke.colour}" stroke-dasharray="{dash}"/></svg>'
         )
         buttons.append(
-            f'<button type="button" aria-pressed="true" data-arm="{index}">{line}'
-            f"{escape(cells.label(name))}</button>"
+            f'<button type="button" aria-pressed="true" data-arm="{index}">{line}{escape(cells.label(name))}</button>'
         )
     figures = "\n".join(_figure(chart) for chart in charts)
     return f"""<section aria-labelledby="curves"><h2 id="curves">Loss curves</h2>
@@ -184,9 +181,7 @@ def _footnotes(table: ComparisonTable) -> str:
 def _runs(comparison: Comparison) -> str:
     metrics = metric_names(comparison)
     names = ("arm", "seed", *metrics, "tokens", "steps", "compute", "time", "memory", "error")
-    heads = "".join(
-        f'<th scope="col"{_numeric(name not in ("arm", "error"))}>{escape(name)}</th>' for name in names
-    )
+    heads = "".join(f'<th scope="col"{_numeric(name not in ("arm", "error"))}>{escape(name)}</th>' for name in names)
     order = {name: index for index, name in enumerate(strokes(comparison))}
     runs = sorted(comparison.runs, key=lambda run: (order[run.arm], run.seed))
     rows = _join([_run(run, metrics, comparison.metric) for run in runs])
@@ -209,9 +204,7 @@ def _run(run: Run, metrics: tuple[str, ...], primary: str) -> str:
     numbers = "".join(f'<td class="number">{escape(cell)}</td>' for cell in (str(run.seed), *values, *spent))
     error = failure_reason(run, primary) or ""
     shown = f'<span class="mark bad">failed</span> {escape(one_line(error, 600))}' if error else ""
-    return (
-        f'<tr><th scope="row">{escape(cells.label(run.arm))}</th>{numbers}<td class="error">{shown}</td></tr>'
-    )
+    return f'<tr><th scope="row">{escape(cells.label(run.arm))}</th>{numbers}<td class="error">{shown}</td></tr>'
 
 
 def _arms(comparison: Comparison) -> str:
@@ -234,9 +227,7 @@ def _details(heading: str, content: str) -> str:
 
 def _json(data: object) -> str:
     """JSON that cannot end the script element it stands in."""
-    content = json.dumps(
-        data, separators=(",", ":"), allow_nan=False
-    )  # ASCII only, so no line separators either
+    content = json.dumps(data, separators=(",", ":"), allow_nan=False)  # ASCII only, so no line separators either
     return content.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 

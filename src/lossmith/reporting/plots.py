@@ -8,9 +8,9 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lossmith.files import write_bytes
 from lossmith.reporting.comparison import Comparison
 from lossmith.reporting.curves import ArmCurves, Axis, Part, arm_curves, frame, value_name
-from lossmith.reporting.files import write_bytes
 from lossmith.reporting.formatting import count, one_line
 from lossmith.reporting.palette import Stroke, strokes
 from lossmith.reporting.table import ComparisonTable, summarise
@@ -65,12 +65,9 @@ def loss_figure(comparison: Comparison, axis: Axis) -> Figure | None:
         if limits:
             axes.set_ylim(*limits[:2])
             if limits[2]:
-                _text(
-                    axes, 0.985, 0.975, "the steep start lies outside the frame", ha="right", va="top", size=8
-                )
+                _text(axes, 0.985, 0.975, "the steep start lies outside the frame", ha="right", va="top", size=8)
     handles = [
-        Line2D([], [], color=style[name].colour, linestyle=_DASH[style[name].dash], linewidth=2)
-        for name in names
+        Line2D([], [], color=style[name].colour, linestyle=_DASH[style[name].dash], linewidth=2) for name in names
     ]
     # A label with a leading underscore would vanish, a dollar sign would start a formula: set the text later.
     legend = figure.legend(
@@ -116,17 +113,13 @@ def difference_figure(comparison: Comparison | ComparisonTable) -> Figure | None
         colour = colours.get(standing, "#666666")
         assert interval is not None
         mark = standing + (" †" if arm.flags and standing in colours else "")
-        axes.text(
-            1.015, row, mark, transform=axes.get_yaxis_transform(), va="center", fontsize=9.5, color=colour
-        )
+        axes.text(1.015, row, mark, transform=axes.get_yaxis_transform(), va="center", fontsize=9.5, color=colour)
         if not math.isfinite(interval.estimate):
             continue
         reach = max(reach, abs(interval.estimate))
         whole = math.isfinite(interval.low) and math.isfinite(interval.high)
         if whole:
-            axes.plot(
-                [interval.low, interval.high], [row, row], color=colour, linewidth=2.4, solid_capstyle="butt"
-            )
+            axes.plot([interval.low, interval.high], [row, row], color=colour, linewidth=2.4, solid_capstyle="butt")
             axes.plot([interval.low, interval.high], [row, row], "|", color=colour, markersize=9)
             reach = max(reach, abs(interval.low), abs(interval.high))
         axes.plot(
@@ -177,9 +170,7 @@ def _draw_curves(axes: Axes, arms: list[ArmCurves], style: dict[str, Stroke]) ->
             band = arm.band
             axes.fill_between(band.x, band.low, band.high, color=colour, alpha=0.13, linewidth=0, zorder=1)
             marker = "o" if len(band.x) == 1 else None
-            axes.plot(
-                band.x, band.mean, color=colour, linestyle=dash, linewidth=2, marker=marker, zorder=20 + layer
-            )
+            axes.plot(band.x, band.mean, color=colour, linestyle=dash, linewidth=2, marker=marker, zorder=20 + layer)
 
 
 def _dress(axes: Axes, title: str, x_name: str, y_name: str) -> None:
@@ -218,8 +209,6 @@ def _png(figure: Figure) -> bytes:
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="Glyph .* missing"
-        )  # a name in a script that the font lacks
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name in a script that the font lacks
         figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

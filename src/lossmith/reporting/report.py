@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from lossmith.files import write_text
 from lossmith.reporting.comparison import Comparison
-from lossmith.reporting.files import write_text
 from lossmith.reporting.html import write_html
 from lossmith.reporting.plots import write_plots
 from lossmith.reporting.serialization import comparison_to_json

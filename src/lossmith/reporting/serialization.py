@@ -51,9 +51,7 @@ def comparison_from_json(data: Mapping[str, object] | str, *, name: str = "the c
     if not isinstance(data, Mapping) or data.get("format") != FORMAT:
         raise InputError(f"{name} is not a saved comparison: it lacks the field format: {FORMAT!r}")
     if data.get("version") != VERSION:
-        raise InputError(
-            f"{name} has format version {data.get('version')!r}; this Lossmith reads version {VERSION}"
-        )
+        raise InputError(f"{name} has format version {data.get('version')!r}; this Lossmith reads version {VERSION}")
     read = _read(Comparison, data, name)
     assert isinstance(read, Comparison)
     return read

@@ -135,9 +135,7 @@ def power(effect: float, sd: float, n: int, *, level: float = 0.95, comparisons:
     return _power(abs(effect) / sd * math.sqrt(n), n - 1, threshold)
 
 
-def smallest_detectable(
-    sd: float, n: int, *, level: float = 0.95, power: float = 0.8, comparisons: int = 1
-) -> float:
+def smallest_detectable(sd: float, n: int, *, level: float = 0.95, power: float = 0.8, comparisons: int = 1) -> float:
     """The smallest true difference that ``n`` pairs tell from zero with chance ``power``.
 
     Infinite below two pairs.
@@ -160,9 +158,7 @@ def smallest_detectable(
     return high * sd / math.sqrt(n)
 
 
-def seeds_needed(
-    effect: float, sd: float, *, level: float = 0.95, power: float = 0.8, comparisons: int = 1
-) -> int:
+def seeds_needed(effect: float, sd: float, *, level: float = 0.95, power: float = 0.8, comparisons: int = 1) -> int:
     """The fewest pairs that tell a true difference ``effect`` from zero with chance ``power`` (at least two).
 
     >>> seeds_needed(1.0, 1.0)
@@ -174,9 +170,7 @@ def seeds_needed(
     if not math.isfinite(effect) or effect == 0.0:
         raise ValueError(f"effect must be a finite number other than 0, got {effect}")
     ratio = abs(effect) / sd if sd else math.inf
-    if (
-        ratio < 1e-4
-    ):  # more than 10^8 pairs: the t distribution is the normal one to more digits than there are here
+    if ratio < 1e-4:  # more than 10^8 pairs: the t distribution is the normal one to more digits than there are here
         z = special.ndtri(power) - special.ndtri((1.0 - level) / (2.0 * comparisons))
         return math.ceil((max(float(z), 0.0) / max(ratio, 1e-150)) ** 2)
 
@@ -250,9 +244,7 @@ def judge(
     """
     against = claim.against if claim.against is not None else baseline
     if against is None:
-        raise ValueError(
-            f"the claim {claim.text!r} names no arm to compare against, and no baseline was given"
-        )
+        raise ValueError(f"the claim {claim.text!r} names no arm to compare against, and no baseline was given")
     _check_claim(claim)
     runs = tuple(runs)
     differences = paired_differences(
@@ -325,16 +317,10 @@ def _check_power(power: float) -> None:
 def _check_claim(claim: Claim) -> None:
     name = f"the claim {claim.text!r}"
     if claim.direction not in ("lower", "higher", "equal"):
-        raise ValueError(
-            f"{name} has direction {claim.direction!r}, allowed are 'lower', 'higher' and 'equal'"
-        )
+        raise ValueError(f"{name} has direction {claim.direction!r}, allowed are 'lower', 'higher' and 'equal'")
     if not (math.isfinite(claim.margin) and math.isfinite(claim.ratio)):
-        raise ValueError(
-            f"{name} has margin {claim.margin} and ratio {claim.ratio}: both must be finite numbers"
-        )
+        raise ValueError(f"{name} has margin {claim.margin} and ratio {claim.ratio}: both must be finite numbers")
     if claim.direction == "equal" and claim.margin < 0.0:
         raise ValueError(f"{name} has margin {claim.margin}, but 'equal' needs one of at least 0")
     if claim.direction != "equal" and claim.ratio != 1.0 and claim.margin != 0.0:
-        raise ValueError(
-            f"{name} has both a margin ({claim.margin}) and a ratio ({claim.ratio}): give one of them"
-        )
+        raise ValueError(f"{name} has both a margin ({claim.margin}) and a ratio ({claim.ratio}): give one of them")

@@ -199,9 +199,7 @@ def check(comparison: Comparison) -> None:
         if run.arm not in comparison.arms:
             raise ValueError(f"a run has the arm {run.arm!r}, which is not one of the arms: {allowed}")
         if (run.arm, run.seed) in seen:
-            raise ValueError(
-                f"arm {run.arm!r} has two runs with seed {run.seed}; each arm and seed may run once"
-            )
+            raise ValueError(f"arm {run.arm!r} has two runs with seed {run.seed}; each arm and seed may run once")
         seen.add((run.arm, run.seed))
     for claim in comparison.claims:
         for name in (claim.arm, claim.against):
@@ -224,9 +222,7 @@ def _failures(runs: Sequence[Run], metric: str) -> tuple[Failure, ...]:
     return tuple(Failure(seed, reason) for seed, reason in sorted(reasons) if reason is not None)
 
 
-def _metric(
-    comparison: Comparison, runs: tuple[Run, ...], arm: str, metric: str, comparisons: int
-) -> MetricSummary:
+def _metric(comparison: Comparison, runs: tuple[Run, ...], arm: str, metric: str, comparisons: int) -> MetricSummary:
     own = finished_values(runs, arm, metric)
     left_out = tuple(sorted(run.seed for run in runs if run.arm == arm and run.seed not in own))
     mean, sd = _mean_sd(list(own.values()))
@@ -262,9 +258,7 @@ def _mean_sd(values: list[float]) -> tuple[float, float]:
     return summary.estimate, summary.sd
 
 
-def _claim(
-    claim: Claim, comparison: Comparison, runs: tuple[Run, ...], costs: dict[str, CostMeans]
-) -> ClaimSummary:
+def _claim(claim: Claim, comparison: Comparison, runs: tuple[Run, ...], costs: dict[str, CostMeans]) -> ClaimSummary:
     against = claim.against if claim.against is not None else comparison.baseline
     judgement = judge(
         claim, runs, baseline=comparison.baseline, level=comparison.level, comparisons=len(comparison.claims)

@@ -96,9 +96,7 @@ def _columns_that_fit(grid: cells.Grid, width: int) -> list[int]:
     for name in _SPARE.get(grid.kind, ()):
         if wanted > width:
             keep = [i for i in keep if grid.columns[i].name != name]
-            wanted = sum(
-                (_natural(grid, i) if i else min(_natural(grid, i), _NAME_WIDTH)) + _GAP for i in keep
-            )
+            wanted = sum((_natural(grid, i) if i else min(_natural(grid, i), _NAME_WIDTH)) + _GAP for i in keep)
     return keep
 
 

@@ -40,9 +40,7 @@ class Watcher:
     message: Callable[[str], None] = lambda text: None
     start: Callable[[list[Planned]], None] = lambda planned: None
     tick: Callable[[], None] = lambda: None
-    done: Callable[[Planned, Mapping[str, Any] | None, str | None], None] = lambda planned, result, error: (
-        None
-    )
+    done: Callable[[Planned, Mapping[str, Any] | None, str | None], None] = lambda planned, result, error: None
     finish: Callable[[], None] = field(default=lambda: None)
 
 
@@ -83,9 +81,7 @@ def run_compare(
     _check_identity(settings, out)
     with locked(out):
         corpus, planned = prepare_runs(settings, execution, out, watcher)
-        return _run_planned(
-            settings, execution, out, corpus, planned, watcher, title, question, claims, paper
-        )
+        return _run_planned(settings, execution, out, corpus, planned, watcher, title, question, claims, paper)
 
 
 def prepare_runs(
@@ -107,22 +103,16 @@ def prepare_runs(
         validation_fraction=settings.validation_fraction,
         cache_dir=execution.cache,
     )
-    domains = (
-        f" in {len(corpus.domains)} domains ({', '.join(corpus.domains)})" if len(corpus.domains) > 1 else ""
-    )
+    domains = f" in {len(corpus.domains)} domains ({', '.join(corpus.domains)})" if len(corpus.domains) > 1 else ""
     watcher.message(
         f"{corpus.documents:,} documents{domains}, {corpus.duplicates:,} duplicates dropped; "
         f"{corpus.train_tokens:,} training and {corpus.validation_tokens:,} validation tokens"
     )
     check_model(settings, len(corpus.tokenizer))
-    small = all(
-        str(arm.options.get("model", settings.model)) in ("nano", "tiny", "small") for arm in settings.arms
-    )
+    small = all(str(arm.options.get("model", settings.model)) in ("nano", "tiny", "small") for arm in settings.arms)
     number = len(settings.arms) * len(settings.seeds)
     _, threads = plan(number, jobs=execution.jobs, threads=execution.threads, small=small)
-    runs = [
-        planned_run(settings, arm, seed, corpus, threads) for seed in settings.seeds for arm in settings.arms
-    ]
+    runs = [planned_run(settings, arm, seed, corpus, threads) for seed in settings.seeds for arm in settings.arms]
     planned = [Planned(run, out / "runs" / slug(run.arm) / f"seed-{run.seed}") for run in runs]
     if not (out / "compare.json").exists():
         write_json(out / "compare.json", settings.identity())
@@ -130,9 +120,7 @@ def prepare_runs(
     return corpus, planned
 
 
-def planned_run(
-    settings: CompareSettings, arm: Arm, seed: int, corpus: Any, threads: int
-) -> LanguageModelRun:
+def planned_run(settings: CompareSettings, arm: Arm, seed: int, corpus: Any, threads: int) -> LanguageModelRun:
     """The configuration of one run; its number of steps follows from the budget."""
     batch_size = int(arm.options.get("batch_size", settings.batch_size))
     per_step = batch_size * settings.sequence_length
@@ -237,14 +225,11 @@ def _run_planned(
     workers, threads = plan(len(unfinished) or 1, jobs=execution.jobs, threads=planned[0].run.threads)
     watcher.start(planned)
     jobs = [
-        Job(name, run_language_model, (by_name[name].run, by_name[name].folder, corpus.folder))
-        for name in unfinished
+        Job(name, run_language_model, (by_name[name].run, by_name[name].folder, corpus.folder)) for name in unfinished
     ]
     errors: dict[str, str] = {}
     try:
-        for outcome in run_jobs(
-            jobs, workers=workers, threads=threads, backend=execution.backend, tick=watcher.tick
-        ):
+        for outcome in run_jobs(jobs, workers=workers, threads=threads, backend=execution.backend, tick=watcher.tick):
             if isinstance(outcome.error, InputError):
                 raise outcome.error
             if outcome.error is not None:
@@ -273,9 +258,7 @@ def _run_distributed(
     state = PartialState(cpu=settings.device == "cpu" or not torch.cuda.is_available())
     _check_identity(settings, out)
     with state.main_process_first():
-        corpus, planned = prepare_runs(
-            settings, execution, out, watcher if state.is_main_process else Watcher()
-        )
+        corpus, planned = prepare_runs(settings, execution, out, watcher if state.is_main_process else Watcher())
     if state.is_main_process:
         watcher.start(planned)
     for p in planned:
@@ -306,8 +289,7 @@ def collect(
 ) -> Comparison:
     """Read the run records back into a :class:`~lossmith.reporting.Comparison`."""
     runs = tuple(
-        read_run(p.folder, p.run.arm, p.run.seed, errors.get(f"{p.run.arm}, seed {p.run.seed}"))
-        for p in planned
+        read_run(p.folder, p.run.arm, p.run.seed, errors.get(f"{p.run.arm}, seed {p.run.seed}")) for p in planned
     )
     domain_metrics = [f"eval/{name}/loss" for name in corpus.domains] if len(corpus.domains) > 1 else []
     configuration = {
@@ -329,6 +311,7 @@ def collect(
         baseline=settings.baseline_arm(),
         metric="eval/loss",
         metrics=(*_METRICS, *domain_metrics),
+        better={"eval/bits_per_byte": "lower", "eval/accuracy": "higher", **dict.fromkeys(domain_metrics, "lower")},
         runs=runs,
         claims=claims,
         level=settings.level,
@@ -378,15 +361,13 @@ def _notes(settings: CompareSettings, corpus: Any) -> tuple[str, ...]:
     ]
     if any(str(arm.options.get("loss", "")).startswith("z_loss") for arm in settings.arms):
         notes.append(
-            "z_loss is unchanged by scaling the logits, so that its model gives no probabilities: compare it by accuracy, not by eval/loss."
+            "z_loss is unchanged by scaling the logits, so that its model gives no probabilities: compare it by "
+            "accuracy, not by eval/loss."
         )
     if any(
-        str(arm.options.get("weighting", "")).startswith(("linupper", "quadratic", "extremes"))
-        for arm in settings.arms
+        str(arm.options.get("weighting", "")).startswith(("linupper", "quadratic", "extremes")) for arm in settings.arms
     ):
-        notes.append(
-            "Training curves show the unweighted mean loss, so that reweighted arms can be compared."
-        )
+        notes.append("Training curves show the unweighted mean loss, so that reweighted arms can be compared.")
     return tuple(notes)
 
 

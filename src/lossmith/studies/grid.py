@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import threading
@@ -34,9 +35,7 @@ class Outcome:
     error: BaseException | None = None
 
 
-def plan(
-    number: int, *, jobs: int | None = None, threads: int | None = None, small: bool = True
-) -> tuple[int, int]:
+def plan(number: int, *, jobs: int | None = None, threads: int | None = None, small: bool = True) -> tuple[int, int]:
     """How many jobs at a time, with how many threads each.
 
     Small models run with one thread each, one per core (contention costs more than threads give); large ones one at a
@@ -169,7 +168,7 @@ def _run_with_ray(jobs: Sequence[Job], threads: int, tick: Callable[[], None]) -
 
     started_here = not ray.is_initialized()
     if started_here:
-        ray.init(log_to_driver=False, include_dashboard=False, logging_level="ERROR")
+        ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
     try:
         environment = {"env_vars": {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}}
         pending = {}

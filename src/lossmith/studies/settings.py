@@ -32,13 +32,9 @@ class CompareSettings(BaseModel):
     The field names are the keys of ``compare.yaml``, and with dashes the options of ``lossmith compare``.
     """
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, arbitrary_types_allowed=True, validate_default=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, validate_default=True)
 
-    data: str = Field(
-        "python", description="a file, a folder, a hub id, or 'python': the standard library's own text"
-    )
+    data: str = Field("python", description="a file, a folder, a hub id, or 'python': the standard library's own text")
     text_field: str = Field("text", description="column that holds the text")
     domain_field: str | None = Field(None, description="column that names the domain of a document")
     tokenizer: str | None = Field(
@@ -54,9 +50,7 @@ class CompareSettings(BaseModel):
     )
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
     attention: str = Field("sdpa", description="attention implementation of transformers")
-    tokens: int | None = Field(
-        None, ge=1, description="budget per run; default: 250k, less if the corpus is smaller"
-    )
+    tokens: int | None = Field(None, ge=1, description="budget per run; default: 250k, less if the corpus is smaller")
     max_epochs: float = Field(1.0, gt=0, description="how often the corpus may be repeated")
     sequence_length: int = Field(128, ge=2)
     batch_size: int = Field(16, ge=1, description="sequences per optimiser step, over all processes")
@@ -67,15 +61,13 @@ class CompareSettings(BaseModel):
     chunk_size: int | None = Field(None, ge=1, description="rows of logits held at once")
     device: Literal["auto", "cpu"] = "auto"
     seeds: tuple[int, ...] = (0, 1, 2)
-    arms: tuple[Arm, ...] = Field(DEFAULT_ARMS)  # type: ignore[assignment]
+    arms: tuple[Arm, ...] = Field(DEFAULT_ARMS)  # type: ignore[arg-type, assignment]
     baseline: str | None = Field(None, description="arm to compare with; default: 'baseline', else the first")
     eval_tokens: int | None = Field(50_000, ge=1, description="validation tokens used at most")
     evaluations: int = Field(5, ge=0, description="evaluations along a run")
     checkpoints: int = Field(4, ge=0, description="checkpoints along a run")
     level: float = Field(0.95, gt=0.5, lt=1, description="confidence level of the intervals")
-    training: dict[str, Any] = Field(
-        default_factory=dict, description="transformers.TrainingArguments by name"
-    )
+    training: dict[str, Any] = Field(default_factory=dict, description="transformers.TrainingArguments by name")
 
     @field_validator("tokens", "eval_tokens", "vocab_size", mode="before")
     @classmethod
@@ -103,9 +95,7 @@ class CompareSettings(BaseModel):
         names = [arm.name for arm in self.arms]
         if self.baseline is not None:
             if self.baseline not in names:
-                raise InputError(
-                    f"--baseline '{self.baseline}' is not an arm: {did_you_mean(self.baseline, names)}"
-                )
+                raise InputError(f"--baseline '{self.baseline}' is not an arm: {did_you_mean(self.baseline, names)}")
             return self.baseline
         return "baseline" if "baseline" in names else names[0]
 
@@ -149,9 +139,7 @@ def make_settings(values: Mapping[str, Any]) -> CompareSettings:
         cause = first.get("ctx", {}).get("error")
         if isinstance(cause, InputError):
             raise cause from None
-        raise InputError(
-            f"{name}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
-        ) from None
+        raise InputError(f"{name}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}") from None
     settings.baseline_arm()
     return settings
 
@@ -171,11 +159,7 @@ def parse_seeds(value: Any) -> tuple[int, ...]:
         if value < 1:
             raise InputError(f"--seeds must be at least 1, got {value}")
         return tuple(range(value))
-    if (
-        not isinstance(value, list | tuple)
-        or not value
-        or not all(isinstance(s, int) and s >= 0 for s in value)
-    ):
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(s, int) and s >= 0 for s in value):
         raise InputError(f"--seeds must be a number of seeds or a list of seeds >= 0, got {value!r}")
     if len(set(value)) != len(value):
         raise InputError(f"--seeds names a seed twice: {list(value)}")

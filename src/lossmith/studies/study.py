@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lossmith.errors import InputError, did_you_mean, is_disk_full
 from lossmith.files import read_json, write_json
 from lossmith.reporting.comparison import Claim, Comparison, Cost, Curve, Run
+from lossmith.studies.arms import slug
 from lossmith.studies.compare import Watcher, run_compare
 from lossmith.studies.grid import Job, plan, run_jobs
 from lossmith.studies.settings import CompareSettings, Execution
@@ -69,6 +70,7 @@ class Study:
         prepare: see above.
         comparison: settings and claims for language models.
         notes: shown in the report.
+        better: direction (``lower`` or ``higher``) of secondary metrics that have one.
     """
 
     slug: str
@@ -86,6 +88,7 @@ class Study:
     prepare: Callable[[Mapping[str, Any], Path], Mapping[str, Any]] | None = None
     comparison: Callable[[str, str | None], tuple[CompareSettings, tuple[Claim, ...]]] | None = None
     notes: tuple[str, ...] = ()
+    better: Mapping[str, Literal["lower", "higher"]] = field(default_factory=dict)
 
 
 def studies() -> dict[str, Study]:
@@ -103,17 +106,17 @@ def studies() -> dict[str, Study]:
     return dict(sorted(found.items()))
 
 
-def get_study(slug: str) -> Study:
-    """The study called ``slug`` (dashes or underscores).
+def get_study(name: str) -> Study:
+    """The study called ``name`` (with dashes or underscores).
 
     Raises:
         InputError: names the nearest one.
     """
     every = studies()
-    name = slug.replace("_", "-")
-    if name not in every:
-        raise InputError(f"unknown study '{slug}': {did_you_mean(name, every)}")
-    return every[name]
+    dashed = name.replace("_", "-")
+    if dashed not in every:
+        raise InputError(f"unknown study '{name}': {did_you_mean(dashed, every)}")
+    return every[dashed]
 
 
 def run_study(
@@ -145,24 +148,28 @@ def run_study(
         raise InputError(f"unknown scale '{scale}': {did_you_mean(scale, SCALES)}")
     if seeds is not None and seeds < 1:
         raise InputError(f"--seeds must be at least 1, got {seeds}")
-    out = execution.out if execution.out is not None else Path("runs") / f"{study.slug}-{scale}"
+    out = execution.out if execution.out is not None else default_folder(study, scale, data)
     execution = dataclasses.replace(execution, out=out)
     if data is not None or scale not in study.options:
         return _compare_language_models(study, scale, seeds, data, execution, overrides or {}, watcher)
     if overrides:
         raise InputError(
-            f"study {study.slug} at scale {scale} trains no language model: {', '.join(overrides)} has no effect; add --data or --scale full"
+            f"study {study.slug} at scale {scale} trains no language model: {', '.join(overrides)} has no effect; "
+            "add --data or --scale full"
         )
     return _run_experiments(study, scale, seeds or study.seeds[scale], execution, watcher or Watcher())
 
 
-def run_experiment(
-    slug: str, arm: str, seed: int, options: Mapping[str, Any], folder: Path
-) -> dict[str, Any]:
+def default_folder(study: Study, scale: str, data: str | None = None) -> Path:
+    """``runs/SLUG-SCALE``, and the name of the user's data where there is one."""
+    return Path("runs") / "-".join([study.slug, scale, *([slug(Path(data).name)] if data else [])])
+
+
+def run_experiment(name: str, arm: str, seed: int, options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """One arm under one seed, from its record if it is finished (a worker's entry point)."""
-    study = get_study(slug)
+    study = get_study(name)
     assert study.experiment is not None
-    record = RunRecord(folder, {"study": slug, "arm": arm, "seed": seed, "options": dict(options)})
+    record = RunRecord(folder, {"study": name, "arm": arm, "seed": seed, "options": dict(options)})
     with record.lock():
         if (result := record.result()) is None:
             try:
@@ -183,9 +190,7 @@ def run_experiment(
     return result
 
 
-def _run_experiments(
-    study: Study, scale: str, seeds: int, execution: Execution, watcher: Watcher
-) -> Comparison:
+def _run_experiments(study: Study, scale: str, seeds: int, execution: Execution, watcher: Watcher) -> Comparison:
     assert execution.out is not None
     out = execution.out
     identity = {
@@ -208,16 +213,12 @@ def _run_experiments(
         for seed in range(seeds):
             for arm in study.arms:
                 folder = out / "runs" / arm / f"seed-{seed}"
-                jobs.append(
-                    Job(f"{arm}, seed {seed}", run_experiment, (study.slug, arm, seed, options, folder))
-                )
+                jobs.append(Job(f"{arm}, seed {seed}", run_experiment, (study.slug, arm, seed, options, folder)))
         workers, threads = plan(len(jobs), jobs=execution.jobs, threads=execution.threads)
         watcher.message(f"{len(jobs)} runs: {len(study.arms)} arms x {seeds} seeds, {workers} at a time")
         runs: dict[str, Run] = {}
         # Inside this process when there is nothing to gain from others: saves their start.
-        outcomes = run_jobs(
-            jobs, workers=workers, threads=threads, backend=execution.backend, tick=watcher.tick
-        )
+        outcomes = run_jobs(jobs, workers=workers, threads=threads, backend=execution.backend, tick=watcher.tick)
         for number, outcome in enumerate(outcomes, 1):
             if isinstance(outcome.error, InputError):
                 raise outcome.error
@@ -233,6 +234,7 @@ def _run_experiments(
         baseline=study.baseline,
         metric=study.metric,
         metrics=study.metrics,
+        better=study.better,
         runs=tuple(runs[job.name] for job in jobs),
         claims=study.claims,
         configuration={"study": study.slug, "scale": scale, "seeds": seeds, **dict(study.options[scale])},
@@ -266,7 +268,8 @@ def _compare_language_models(
 ) -> Comparison:
     if study.comparison is None:
         raise InputError(
-            f"study {study.slug} has no scale '{scale}' for {'--data' if data else 'language models'}: {did_you_mean(scale, study.options)}"
+            f"study {study.slug} has no scale '{scale}' for {'--data' if data else 'language models'}: "
+            f"{did_you_mean(scale, study.options)}"
         )
     from lossmith.studies.settings import make_settings
 

@@ -66,9 +66,7 @@ def test_ignored_examples_are_exact_zeros_in_value_and_gradient(name: str) -> No
     assert torch.equal(gradient[[1, 4]], torch.zeros(2, CLASSES, dtype=torch.float64))
     assert torch.isfinite(gradient).all()
     keep = [0, 2, 3, 5]
-    torch.testing.assert_close(
-        loss[keep], LOSSES.get(name)(logits[keep], targets[keep]), rtol=1e-14, atol=1e-14
-    )
+    torch.testing.assert_close(loss[keep], LOSSES.get(name)(logits[keep], targets[keep]), rtol=1e-14, atol=1e-14)
 
 
 @every_loss
@@ -162,9 +160,7 @@ def test_vmap_gives_the_same_values_and_gradients(name: str) -> None:
     """Over a leading dimension, with ``torch.func.grad`` inside."""
     logits, targets = inputs(3, 4)
     loss = LOSSES.get(name)
-    torch.testing.assert_close(
-        torch.vmap(loss)(logits, targets), loss(logits, targets), rtol=1e-13, atol=1e-13
-    )
+    torch.testing.assert_close(torch.vmap(loss)(logits, targets), loss(logits, targets), rtol=1e-13, atol=1e-13)
     gradients = torch.vmap(torch.func.grad(lambda x, t: loss(x, t).sum()))(logits, targets)
     leaf = logits.clone().requires_grad_()
     (plain,) = torch.autograd.grad(loss(leaf, targets).sum(), leaf)

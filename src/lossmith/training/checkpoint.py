@@ -73,11 +73,7 @@ def _describe(value: Any, place: str, tensors: dict[str, torch.Tensor]) -> Any:
         return value
     if isinstance(value, dict):
         keys = [key if isinstance(key, str | int) else str(key) for key in value]
-        return {
-            "dict": [
-                [k, _describe(v, f"{place}.{k}", tensors)] for k, v in zip(keys, value.values(), strict=True)
-            ]
-        }
+        return {"dict": [[k, _describe(v, f"{place}.{k}", tensors)] for k, v in zip(keys, value.values(), strict=True)]}
     if isinstance(value, list | tuple):
         kind = "tuple" if isinstance(value, tuple) else "list"
         return {kind: [_describe(item, f"{place}.{i}", tensors) for i, item in enumerate(value)]}

@@ -67,9 +67,7 @@ class LanguageModelRun:
     training: Mapping[str, Any] = field(default_factory=dict)
 
 
-def check_training_options(
-    options: Mapping[str, Any], *, where: str = "--set", also: Sequence[str] = ()
-) -> None:
+def check_training_options(options: Mapping[str, Any], *, where: str = "--set", also: Sequence[str] = ()) -> None:
     """Refuse names that ``transformers.TrainingArguments`` does not have, and those that lossmith decides.
 
     Args:
@@ -100,9 +98,7 @@ def _training_option_names() -> frozenset[str]:
     return frozenset(f.name for f in fields if f.init and f.name not in _RESERVED)
 
 
-def run_language_model(
-    run: LanguageModelRun, folder: str | Path, corpus_folder: str | Path
-) -> dict[str, Any]:
+def run_language_model(run: LanguageModelRun, folder: str | Path, corpus_folder: str | Path) -> dict[str, Any]:
     """Train ``run`` in ``folder``, or continue it; a finished run is not run again.
 
     Args:
@@ -136,9 +132,7 @@ def run_language_model(
         raise
 
 
-def _train(
-    run: LanguageModelRun, folder: Path, corpus_folder: Path, record: RunRecord | None
-) -> dict[str, Any]:
+def _train(run: LanguageModelRun, folder: Path, corpus_folder: Path, record: RunRecord | None) -> dict[str, Any]:
     import torch
     import transformers
 
@@ -165,9 +159,7 @@ def _train(
         random_weights=run.random_weights,
         overrides=run.model_overrides,
         attention=run.attention,
-        special_tokens={
-            f"{n}_token_id": getattr(corpus.tokenizer, f"{n}_token_id") for n in ("bos", "eos", "pad")
-        },
+        special_tokens={f"{n}_token_id": getattr(corpus.tokenizer, f"{n}_token_id") for n in ("bos", "eos", "pad")},
     )
     validation = corpus.validation
     if run.eval_rows is not None and run.eval_rows < len(validation):
@@ -181,9 +173,7 @@ def _train(
         record=record,
         train_dataset=corpus.train,
         eval_dataset=validation,
-        data_collator=PackedCollator()
-        if run.layout == "packed"
-        else PaddedCollator(corpus.tokenizer.pad_token_id),
+        data_collator=PackedCollator() if run.layout == "packed" else PaddedCollator(corpus.tokenizer.pad_token_id),
     )
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.remove_callback(transformers.ProgressCallback)
@@ -205,9 +195,7 @@ def _train(
         evaluation = trainer.last_evaluation
         assert evaluation is not None
         metrics = evaluation_metrics(evaluation, prefix="eval", domains=corpus.domains)
-        metrics = {
-            "eval/" + name.removeprefix("eval_").replace("_loss", "/loss"): v for name, v in metrics.items()
-        }
+        metrics = {"eval/" + name.removeprefix("eval_").replace("_loss", "/loss"): v for name, v in metrics.items()}
         metrics["eval/bits_per_byte"] = metrics["eval/loss"] * _targets_per_byte(corpus) / math.log(2)
         if record is not None:
             from lossmith.training.checkpoint import save_state

@@ -76,20 +76,23 @@ def build_model(
     if overrides and not (random_weights or name in PRESETS):
         raise InputError("model_overrides change the shape of a model: add --random-weights")
     if name in PRESETS:
-        config = LlamaConfig(
-            vocab_size=vocab_size,
-            max_position_embeddings=max(sequence_length, 2048),
-            tie_word_embeddings=True,
-            attention_dropout=0.0,
-            attn_implementation=attention,
-            **{**asdict(PRESETS[name]), **(special_tokens or {}), **(overrides or {})},
-        )
-        model = LlamaForCausalLM(config).to(torch_dtype)
+        shape: dict[str, Any] = {
+            "vocab_size": vocab_size,
+            "max_position_embeddings": max(sequence_length, 2048),
+            "tie_word_embeddings": True,
+            "attention_dropout": 0.0,
+            "attn_implementation": attention,
+            **asdict(PRESETS[name]),
+            **(special_tokens or {}),
+            **(overrides or {}),
+        }
+        model: Any = LlamaForCausalLM(LlamaConfig(**shape))
+        model = model.to(torch_dtype)
         return with_exact_norms(model) if dtype == "float64" else model
     _check_folder(name, random_weights)
     try:
         if random_weights:
-            config = AutoConfig.from_pretrained(name, **(overrides or {}))
+            config: Any = AutoConfig.from_pretrained(name, **(overrides or {}))
             config._attn_implementation = attention
             model = AutoModelForCausalLM.from_config(config).to(torch_dtype)
         else:
@@ -101,15 +104,11 @@ def build_model(
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"--model {name} cannot be loaded: {reason}") from None
     embeddings = model.get_input_embeddings().weight.shape[0]
-    check_fit(
-        name, embeddings, vocab_size, getattr(model.config, "max_position_embeddings", None), sequence_length
-    )
+    check_fit(name, embeddings, vocab_size, getattr(model.config, "max_position_embeddings", None), sequence_length)
     return model
 
 
-def check_model(
-    name: str, *, vocab_size: int | None, sequence_length: int, random_weights: bool = False
-) -> None:
+def check_model(name: str, *, vocab_size: int | None, sequence_length: int, random_weights: bool = False) -> None:
     """Everything that can be known of a model without loading its weights.
 
     Args:
@@ -150,14 +149,10 @@ def check_fit(
 def _check_folder(name: str, random_weights: bool) -> None:
     folder = Path(name).expanduser()
     if folder.is_file():
-        raise InputError(
-            f"--model {name} is a file; give the folder that holds config.json and model.safetensors"
-        )
+        raise InputError(f"--model {name} is a file; give the folder that holds config.json and model.safetensors")
     if not folder.is_dir():
         if "/" not in name or name.startswith((".", "/", "~")):
-            raise InputError(
-                f"--model {name} is neither a preset nor a folder: {did_you_mean(name, PRESETS)}"
-            )
+            raise InputError(f"--model {name} is neither a preset nor a folder: {did_you_mean(name, PRESETS)}")
         return
     if not (folder / "config.json").exists():
         raise InputError(f"--model {name} has no config.json; give a folder written by save_pretrained")
@@ -169,7 +164,8 @@ def _check_folder(name: str, random_weights: bool) -> None:
         return
     if any((folder / file).exists() for file in _PICKLED_WEIGHTS):
         raise InputError(
-            f"--model {name} has only pickled weights (pytorch_model.bin), which could run code; save it again with save_pretrained"
+            f"--model {name} has only pickled weights (pytorch_model.bin), which could run code; "
+            "save it again with save_pretrained"
         )
     raise InputError(
         f"--model {name} has no weights (model.safetensors); add --random-weights to start from its configuration alone"

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -90,9 +90,7 @@ class NextToken:
         weights = batch.get(EXAMPLE_WEIGHTS)
         row_weights = None
         if weights is not None:
-            row_weights = _spread(weights / counts.clamp_min(1), batch).masked_fill(
-                targets == IGNORE_INDEX, 0
-            )
+            row_weights = _spread(weights / counts.clamp_min(1), batch).masked_fill(targets == IGNORE_INDEX, 0)
 
         def through_head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             rows = linear_loss(
@@ -156,7 +154,7 @@ class NextToken:
     ) -> Tensor:
         inner = unwrapped(model)
         inputs = accepted_inputs(inner, batch)
-        head = getattr(inner, "get_output_embeddings", lambda: None)()
+        head: Any = getattr(inner, "get_output_embeddings", lambda: None)()
         if not self._has_plain_head(model, inner, head, inputs):
             return through_logits(_logits(model(**inputs)))
 
@@ -237,7 +235,7 @@ def _accepted_names(model_class: type) -> frozenset[str] | None:
 
 def accepted_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
     """What of the batch the model's ``forward`` takes by name; labels and bookkeeping stay out."""
-    names = _accepted_names(type(model))
+    names = _accepted_names(cast(Any, type(model)))
     takes = {k: v for k, v in batch.items() if k not in _OURS and (names is None or k in names)}
     if "use_cache" in (names or ()):
         takes["use_cache"] = False

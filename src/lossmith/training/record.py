@@ -59,9 +59,7 @@ class RunRecord:
         path = self.folder / "config.json"
         if path.exists():
             if changed := differences(read_json(path), self.config):
-                raise InputError(
-                    f"{self.folder} holds another run, which differs in {'; '.join(changed[:4])}"
-                )
+                raise InputError(f"{self.folder} holds another run, which differs in {'; '.join(changed[:4])}")
         else:
             write_json(path, self.config)
 
@@ -226,9 +224,7 @@ def git_revision(folder: Path) -> dict[str, Any] | None:
     """Commit and cleanliness of the user's folder, or ``None`` when it is not a git checkout."""
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True
-        )
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
         return done.stdout.strip()
 
     try:

@@ -51,6 +51,7 @@ class DynamicReweightedLoss(nn.Module):
         self.gather, self.ignore_index = gather, ignore_index
         self.last_weights: Tensor | None = None
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
+        self.step: Tensor
 
     def forward(
         self, logits: Float[Tensor, "sequences length classes"], labels: Int[Tensor, "sequences length"]

@@ -30,6 +30,5 @@ class PermutationStream(Sampler[int]):
         left, number = self.total, 0
         while left > 0:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
-            for index in torch.randperm(self.size, generator=generator)[:left].tolist():
-                yield index
+            yield from torch.randperm(self.size, generator=generator)[:left].tolist()
             left, number = left - self.size, number + 1

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -59,8 +59,8 @@ class Trainer(transformers.Trainer):
     Args:
         model: any ``nn.Module``; see ``transformers.Trainer`` for it and for everything not listed here.
         args: ``transformers.TrainingArguments``.
-        objective: callable ``(model, batch) -> one loss per example``; see :mod:`lossmith.training.objectives`. Without one this is
-            the plain ``transformers.Trainer``.
+        objective: callable ``(model, batch) -> one loss per example``; see :mod:`lossmith.training.objectives`.
+            Without one this is the plain ``transformers.Trainer``.
         weighting: callable ``(losses, step) -> weights``; see :mod:`lossmith.data.weighting`. ``None`` counts every
             example the same.
         record: the run record that metrics go to; checkpoints go to ``args.output_dir``.
@@ -86,18 +86,15 @@ class Trainer(transformers.Trainer):
         **kwargs: Any,
     ):
         if weighting is not None and objective is None:
-            raise ValueError(
-                "weighting needs an objective that returns one loss per example, for instance NextToken()"
-            )
+            raise ValueError("weighting needs an objective that returns one loss per example, for instance NextToken()")
         if weighting is not None and not callable(weighting):
-            raise TypeError(
-                f"weighting must be callable as weighting(losses, step), got {type(weighting).__name__}"
-            )
+            raise TypeError(f"weighting must be callable as weighting(losses, step), got {type(weighting).__name__}")
         if args is not None:
             # It would replace a NaN in the logs by the average of the losses before it.
             args.logging_nan_inf_filter = False
         super().__init__(model, args, **kwargs)
-        self.objective, self.record = objective, record
+        self.objective: Any = objective
+        self.record = record
         self.weighting: Any = UniformWeighting() if weighting is None else weighting
         self.last_evaluation: Evaluation | None = None
         self.evaluated_step: int | None = None
@@ -115,9 +112,7 @@ class Trainer(transformers.Trainer):
 
     # ---- one optimiser step -------------------------------------------------------------------------------------
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list, Any]:
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """Fetch the micro-batches of one optimiser step and give each its weights, where they can be known now."""
         if self.objective is None:
             return super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -133,9 +128,7 @@ class Trainer(transformers.Trainer):
         needs_losses = getattr(self.weighting, "needs_losses", lambda step: True)(step)
         per_micro_batch = getattr(self.weighting, "per_micro_batch", False)
         if not needs_losses:
-            weights = self._weigh(
-                [torch.zeros_like(c, dtype=torch.float64) for c in counts], counts, known=True
-            )
+            weights = self._weigh([torch.zeros_like(c, dtype=torch.float64) for c in counts], counts, known=True)
         elif len(batches) > 1 and not per_micro_batch:
             weights = self._weigh(self._score(batches), counts)
         else:
@@ -151,14 +144,14 @@ class Trainer(transformers.Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The weighted sum of this micro-batch's losses, scaled so that averaging over processes gives the global sum."""
+        """The weighted sum of this micro-batch's losses; averaging gradients over processes gives the global sum."""
         if self.objective is None or return_outputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         losses = self.objective(model, inputs)
         counts = self._target_counts(inputs)
         if losses.shape != counts.shape:
             raise ValueError(
-                f"the objective must return one loss per example, shape {tuple(counts.shape)}, got {tuple(losses.shape)}"
+                f"the objective must return one loss per example, {tuple(counts.shape)}, got {tuple(losses.shape)}"
             )
         self._find_not_finite(losses, inputs)
         weights = inputs.get(EXAMPLE_WEIGHTS)
@@ -170,7 +163,6 @@ class Trainer(transformers.Trainer):
 
     def _score(self, batches: list[dict[str, Any]]) -> list[Tensor]:
         """Losses of all micro-batches without gradient, drawing the same random numbers as the pass that follows."""
-        assert self.objective is not None
         self.model_wrapped.train()
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         with torch.no_grad(), torch.random.fork_rng(devices), self.compute_loss_context_manager():
@@ -211,14 +203,12 @@ class Trainer(transformers.Trainer):
     def _checked(self, weights: Any, losses: Tensor) -> Tensor:
         if not isinstance(weights, Tensor) or weights.shape != losses.shape:
             got = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
-            raise ValueError(
-                f"weighting must return one weight per loss, shape {tuple(losses.shape)}, got {got}"
-            )
+            raise ValueError(f"weighting must return one weight per loss, shape {tuple(losses.shape)}, got {got}")
         weights = weights.detach().to(losses)
         total = float(weights.sum())
         if not bool((weights >= 0).all()) or not math.isclose(total, 1.0, rel_tol=1e-3):
             raise ValueError(
-                f"weighting must return weights >= 0 that sum to 1, got a sum of {total:g}, smallest {float(weights.min()):g}"
+                f"weighting must return weights >= 0 that sum to 1, got sum {total:g}, least {float(weights.min()):g}"
             )
         return weights
 
@@ -242,11 +232,11 @@ class Trainer(transformers.Trainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The gradient norm; a run whose loss or gradient is not finite ends here, before the weights are touched."""
         norm = super()._get_grad_norm(model, grad_norm)
-        if self.objective is not None and self.accelerator.scaler is None:
-            # The norm is that of the averaged gradient, so that all processes agree and stop together.
-            if not math.isfinite(float(norm)):
-                what = "the loss" if self._not_finite else "the gradient"
-                raise NonFiniteLossError(self.state.global_step, what, self._not_finite)
+        watched = self.objective is not None and self.accelerator.scaler is None
+        # The norm is that of the averaged gradient, so that all processes agree and stop together.
+        if watched and not math.isfinite(float(norm)):
+            what = "the loss" if self._not_finite else "the gradient"
+            raise NonFiniteLossError(self.state.global_step, what, self._not_finite)
         self._not_finite = []
         return norm
 
@@ -255,11 +245,9 @@ class Trainer(transformers.Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Plain cross entropy per target and accuracy over the evaluation data; kept by example in ``last_evaluation``."""
+        """Plain cross entropy per target and accuracy; kept by example in ``last_evaluation``."""
         evaluate_batch = getattr(self.objective, "evaluate", None)
-        if evaluate_batch is None or isinstance(
-            eval_dataset if eval_dataset is not None else self.eval_dataset, dict
-        ):
+        if evaluate_batch is None or isinstance(eval_dataset if eval_dataset is not None else self.eval_dataset, dict):
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         started = time.perf_counter()
         loader = self.get_eval_dataloader(eval_dataset)
@@ -275,9 +263,7 @@ class Trainer(transformers.Trainer):
                 index = batch.get("index", torch.arange(number * examples, (number + 1) * examples))
                 domain = batch.get("domain", torch.full((examples,), -1))
                 columns = [index, part.loss_sums, part.targets, part.correct, domain]
-                local = torch.stack(
-                    [c.to(device=part.loss_sums.device, dtype=torch.float64) for c in columns], dim=-1
-                )
+                local = torch.stack([c.to(device=part.loss_sums.device, dtype=torch.float64) for c in columns], dim=-1)
                 rows.append(self.accelerator.gather(local))
         model.train(training)
         # Processes fill the last batch with repeated examples: each counts once.
@@ -295,7 +281,7 @@ class Trainer(transformers.Trainer):
     # ---- order of examples --------------------------------------------------------------------------------------
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         if self.objective is None or self.args.max_steps <= 0 or not hasattr(dataset, "__len__"):
             return super()._get_train_sampler(train_dataset)
         per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
@@ -306,9 +292,7 @@ class Trainer(transformers.Trainer):
         """With an objective the collator, not the model's signature, says which columns are needed."""
         return dataset if self.objective is not None else super()._remove_unused_columns(dataset, description)
 
-    def _get_collator_with_removed_columns(
-        self, data_collator: Callable, description: str | None = None
-    ) -> Callable:
+    def _get_collator_with_removed_columns(self, data_collator: Callable, description: str | None = None) -> Callable:
         if self.objective is not None:
             return data_collator
         return super()._get_collator_with_removed_columns(data_collator, description)
@@ -323,7 +307,7 @@ class Trainer(transformers.Trainer):
 
     def _parameters_multiplied(self) -> int:
         if self._matmul_parameters is None:
-            self._matmul_parameters = matmul_parameters(self.model)
+            self._matmul_parameters = matmul_parameters(cast(nn.Module, self.model))
         return self._matmul_parameters
 
     def floating_point_ops(self, inputs: Any) -> int:
@@ -335,11 +319,7 @@ class Trainer(transformers.Trainer):
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Train; see ``transformers.Trainer.train``. A resumed run continues its record."""
         if self.record is not None and isinstance(resume_from_checkpoint, str | Path):
-            logged = [
-                m
-                for m in self.record.metrics()
-                if m.get("step", 0) <= checkpoint_step(resume_from_checkpoint)
-            ]
+            logged = [m for m in self.record.metrics() if m.get("step", 0) <= checkpoint_step(resume_from_checkpoint)]
             self._seconds_before = max((m.get("seconds") or 0.0 for m in logged), default=0.0)
             self._scored_tokens = max((m.get("scored_tokens") or 0 for m in logged), default=0)
         self._clock = _Clock()
@@ -389,14 +369,14 @@ class Trainer(transformers.Trainer):
         if self._has_own_state_format():
             super()._save_optimizer_and_scheduler(output_dir)
         elif self.args.should_save:
-            save_state(self.optimizer.state_dict(), Path(output_dir) / "optimizer.safetensors")
-            save_state(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.safetensors")
+            save_state(cast(Any, self.optimizer).state_dict(), Path(output_dir) / "optimizer.safetensors")
+            save_state(cast(Any, self.lr_scheduler).state_dict(), Path(output_dir) / "scheduler.safetensors")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or not (Path(checkpoint) / "optimizer.safetensors").exists():
             return super()._load_optimizer_and_scheduler(checkpoint)
-        self.optimizer.load_state_dict(load_state(Path(checkpoint) / "optimizer.safetensors"))
-        self.lr_scheduler.load_state_dict(load_state(Path(checkpoint) / "scheduler.safetensors"))
+        cast(Any, self.optimizer).load_state_dict(load_state(Path(checkpoint) / "optimizer.safetensors"))
+        cast(Any, self.lr_scheduler).load_state_dict(load_state(Path(checkpoint) / "scheduler.safetensors"))
         return None
 
     def _save_scaler(self, output_dir: str) -> None:
@@ -406,11 +386,7 @@ class Trainer(transformers.Trainer):
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         scaler = getattr(self.accelerator, "scaler", None)
-        if (
-            scaler is not None
-            and checkpoint is not None
-            and (Path(checkpoint) / "scaler.safetensors").exists()
-        ):
+        if scaler is not None and checkpoint is not None and (Path(checkpoint) / "scaler.safetensors").exists():
             scaler.load_state_dict(load_state(Path(checkpoint) / "scaler.safetensors"))
 
     def _save_rng_state(self, output_dir: str) -> None:
@@ -443,9 +419,7 @@ class _RecordCallback(TrainerCallback):
     def __init__(self, record: RunRecord):
         self.record = record
 
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
         names = {k: _RECORD_NAMES.get(k, k) for k in logs}
