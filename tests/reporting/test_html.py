@@ -10,8 +10,8 @@ import pytest
 from reporting_example import comparison
 
 from lossmith.errors import InputError
-from lossmith.reporting import Curve, write_html
 from lossmith.files import write_bytes
+from lossmith.reporting import Curve, write_html
 from lossmith.reporting.html import render_html
 
 HOSTILE = (

@@ -89,9 +89,14 @@ def test_random_state_continues_exactly(tmp_path: Path) -> None:
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"x": 1})
-    with pytest.raises(OSError, match="No space left"), replacing(tmp_path / "a.json") as temporary:
-        temporary.write_text("half")
-        raise OSError(28, "No space left on device")
+
+    def half() -> None:
+        with replacing(tmp_path / "a.json") as temporary:
+            temporary.write_text("half")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        half()
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 

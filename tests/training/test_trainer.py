@@ -35,14 +35,25 @@ def tiny(vocab: int, *, dtype: torch.dtype = torch.float64, seed: int = 0, **opt
 
 
 def arguments(folder: Path, **options: Any) -> TrainingArguments:
-    defaults = dict(
-        max_steps=4, per_device_train_batch_size=8, learning_rate=1e-2, lr_scheduler_type="constant", logging_steps=1,
-        save_strategy="no", report_to="none", disable_tqdm=True, use_cpu=True, seed=3, data_seed=3, max_grad_norm=1.0,
-    )  # fmt: skip
+    defaults: dict[str, Any] = {
+        "max_steps": 4, "per_device_train_batch_size": 8, "learning_rate": 1e-2, "lr_scheduler_type": "constant",
+        "logging_steps": 1, "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "use_cpu": True,
+        "seed": 3, "data_seed": 3, "max_grad_norm": 1.0,
+    }  # fmt: skip
     return TrainingArguments(output_dir=str(folder), **{**defaults, **options})
 
 
-def train(corpus: Any, folder: Path, *, collator: Any = None, objective: Any = None, weighting: Any = None, model: Any = None, resume: Any = None, **options: Any) -> tuple[Trainer, list[tuple[float, float]]]:  # fmt: skip
+def train(
+    corpus: Any,
+    folder: Path,
+    *,
+    collator: Any = None,
+    objective: Any = None,
+    weighting: Any = None,
+    model: Any = None,
+    resume: Any = None,
+    **options: Any,
+) -> tuple[Trainer, list[tuple[float, float]]]:
     model = model if model is not None else tiny(len(corpus.tokenizer))
     trainer = Trainer(
         model,
@@ -239,7 +250,7 @@ def test_length_weighted_uniform_is_the_token_mean(corpus: Any, tmp_path: Path) 
 
 
 def test_a_resumed_run_is_bit_identical_and_leaves_no_pickle(corpus: Any, tmp_path: Path) -> None:
-    options: dict[str, Any] = dict(max_steps=6, save_strategy="steps", save_steps=2, weighting=linupper(r=0.4))
+    options: dict[str, Any] = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "weighting": linupper(r=0.4)}
     trainer, _ = train(corpus, tmp_path / "a", **options)
     checkpoint = tmp_path / "a" / "checkpoint-4"
     names = {p.name for p in checkpoint.iterdir()}
@@ -352,7 +363,8 @@ def test_metrics_reach_the_record_and_every_callback(corpus: Any, tmp_path: Path
     trainer = Trainer(
         tiny(len(corpus.tokenizer)), arguments(tmp_path / "record", eval_strategy="steps", eval_steps=2),
         objective=NextToken(), weighting=linupper(r=0.4), record=record, train_dataset=corpus.train,
-        eval_dataset=corpus.validation, data_collator=PaddedCollator(corpus.tokenizer.pad_token_id), callbacks=[Listener()],
+        eval_dataset=corpus.validation, data_collator=PaddedCollator(corpus.tokenizer.pad_token_id),
+        callbacks=[Listener()],
     )  # fmt: skip
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train()

@@ -40,9 +40,9 @@ def compare(
     tokenizer: Annotated[
         str | None, _in(_DATA, "Folder or hub id; default: the model's own, or byte-level BPE trained here.")
     ] = None,
-    vocab_size: Annotated[str | None, _in(_DATA, "Size of the tokenizer trained here [2048].")] = None,
+    vocab_size: Annotated[str | None, _in(_DATA, "Size of the tokenizer trained here [1024].")] = None,
     packing: Annotated[str | None, _in(_DATA, "isolated (default), concatenated or none.")] = None,
-    sequence_length: Annotated[int | None, _in(_DATA, "Tokens per sequence [128].")] = None,
+    sequence_length: Annotated[int | None, _in(_DATA, "Tokens per sequence [64 for nano and tiny, else 256].")] = None,
     eval_tokens: Annotated[str | None, _in(_DATA, "Validation tokens used at most [50k].")] = None,
     model: Annotated[str | None, _in(_MODEL, "Preset (nano, tiny, small, base), folder or hub id [tiny].")] = None,
     random_weights: Annotated[

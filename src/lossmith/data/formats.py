@@ -58,13 +58,21 @@ class Fields:
 
     def check_columns(self, names: list[str], place: str) -> None:
         """Raise unless the columns ``names`` of a table hold the fields."""
-        record = dict.fromkeys(names)
+        record: dict[str, Any] = dict.fromkeys(names)
+        for name in (self.text, self.domain):
+            head, dot, _ = (name or "").partition(".")
+            if dot and name not in record and head in record:
+                record[str(name)] = None  # inside a nested column, which only a row can show
         self._value(record, self.text, "text_field", place)
         if self.domain is not None:
             self._value(record, self.domain, "domain_field", place)
 
     @staticmethod
     def _value(record: Mapping[str, Any], name: str, argument: str, place: str) -> Any:
+        head, dot, rest = name.partition(".")
+        if dot and name not in record and isinstance(record.get(head), Mapping):
+            # "meta.source" is the field "source" of the record in the field "meta".
+            return Fields._value(record[head], rest, argument, place)
         if name not in record:
             there = [str(key) for key in record]
             listing = ", ".join(there[:20]) + (", ..." if len(there) > 20 else "") if there else "no fields at all"
@@ -148,7 +156,8 @@ def read_parquet(path: Path, domain: str, fields: Fields) -> Iterator[Document]:
     try:
         with pq.ParquetFile(path, memory_map=True) as file:
             fields.check_columns(file.schema_arrow.names, str(path))
-            columns = [fields.text] if fields.domain is None else [fields.text, fields.domain]
+            wanted = [fields.text] if fields.domain is None else [fields.text, fields.domain]
+            columns = [n if n in file.schema_arrow.names else n.partition(".")[0] for n in wanted]
             row = 0
             for batch in file.iter_batches(batch_size=256, columns=columns):
                 for record in batch.to_pylist():

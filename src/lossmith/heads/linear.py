@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import forward_ad
 
 from lossmith import losses
-from lossmith.errors import InputError, did_you_mean
 from lossmith.heads.derivatives import StreamedLosses, WeightedLosses, undivided_losses
 from lossmith.heads.softmax import SoftmaxKernel
 from lossmith.heads.streaming import RowLoss
+from lossmith.registry import LOSSES
 
 
 def linear_loss(
@@ -41,8 +40,8 @@ def linear_loss(
 
     Args:
         loss: a row-wise loss ``(logits, targets, **options) -> one value per row``: a function of
-            :mod:`lossmith.losses` or its name, or your own, without registration. It is called on chunks of
-            rows, more than once per row, so that a row's value must not depend on the other rows nor on
+            :mod:`lossmith.losses`, the name of a registered one, or your own, without registration. It is called
+            on chunks of rows, more than once per row, so that a row's value must not depend on the other rows nor on
             chance. It may not depend on further tensors that need a gradient: that gradient would be lost
             (options are checked for it, closures cannot be).
         hidden: the inputs of the layer. Tied embeddings and non-contiguous tensors are fine.
@@ -138,6 +137,9 @@ def _nested_forward_mode() -> bool:
     """Whether ``jvp`` is nested in ``jvp``: torch then silently loses a custom function's outer tangent."""
     if not torch._C._are_functorch_transforms_active():
         return False
+    # Imports torch's compiler, which takes seconds: only here, where torch.func has loaded it already.
+    from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+
     stack = retrieve_all_functorch_interpreters()
     return sum(interpreter.key() == torch._C._functorch.TransformType.Jvp for interpreter in stack) > 1
 
@@ -151,9 +153,7 @@ def _row_loss(
     product_dtype: torch.dtype,
 ) -> RowLoss:
     if isinstance(loss, str):
-        if loss not in losses.__all__ or not callable(getattr(losses, loss)):
-            raise InputError(f"loss '{loss}' is not known; {did_you_mean(loss, losses.__all__)}")
-        loss = getattr(losses, loss)
+        loss = LOSSES.get(loss)
     if isinstance(loss, functools.partial) and not loss.args:  # partials of partials are flat already
         options = {**loss.keywords, **options}
         loss = loss.func

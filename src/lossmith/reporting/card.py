@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from lossmith.errors import InputError
@@ -33,4 +34,6 @@ def write_measured(path: str | Path, markdown: str) -> None:
         InputError: the file is missing or has no such markers.
     """
     before, after = check_card(path)
+    # Headings go below the card's own.
+    markdown = re.sub(r"^(#+ )", r"##\1", markdown, flags=re.MULTILINE)
     write_text(path, f"{before}{BEGIN}\n\n{markdown.strip()}\n\n{END}{after}")

@@ -366,7 +366,7 @@ STUDY = Study(
     metric="redundant/loss",
     metrics=("redundant/loss", "regression/test_loss", "clean/loss", "noisy/loss", "noisy/weight_on_noise"),
     claims=CLAIMS,
-    seeds={"smoke": 2, "quick": 5, "full": 3},
+    seeds={"smoke": 2, "quick": 4, "full": 3},
     options={
         "smoke": {"regression_steps": 40, "steps": 25, "characters": 60_000},
         "quick": {"regression_steps": 800, "steps": 400, "characters": 1_000_000},

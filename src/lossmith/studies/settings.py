@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lossmith.errors import InputError, did_you_mean
 from lossmith.studies.arms import Arm, parse_arms, parse_count
@@ -40,7 +40,7 @@ class CompareSettings(BaseModel):
     tokenizer: str | None = Field(
         None, description="folder or hub id; default: the model's, or byte-level BPE trained here"
     )
-    vocab_size: int = Field(2048, ge=257, description="size of a tokenizer trained here")
+    vocab_size: int = Field(1024, ge=257, description="size of a tokenizer trained here")
     packing: str = Field("isolated", description="isolated, concatenated or none")
     validation_fraction: float = Field(0.05, gt=0, lt=1, description="share of documents held out")
     model: str = Field("tiny", description="preset (nano, tiny, small, base), folder or hub id")
@@ -48,19 +48,19 @@ class CompareSettings(BaseModel):
     model_overrides: dict[str, Any] = Field(
         default_factory=dict, description="changes to the configuration of a model with random weights"
     )
-    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] = Field("float32", description="of the weights")
     attention: str = Field("sdpa", description="attention implementation of transformers")
     tokens: int | None = Field(None, ge=1, description="budget per run; default: 250k, less if the corpus is smaller")
     max_epochs: float = Field(1.0, gt=0, description="how often the corpus may be repeated")
-    sequence_length: int = Field(128, ge=2)
+    sequence_length: int = Field(64, ge=2, description="tokens per row; default: 64 for nano and tiny, else 256")
     batch_size: int = Field(16, ge=1, description="sequences per optimiser step, over all processes")
     micro_batch_size: int | None = Field(
         None, ge=1, description="sequences at a time per process; the rest is accumulation"
     )
-    layout: Literal["padded", "packed"] = "padded"
+    layout: Literal["padded", "packed"] = Field("padded", description="packed: one long row without padding")
     chunk_size: int | None = Field(None, ge=1, description="rows of logits held at once")
-    device: Literal["auto", "cpu"] = "auto"
-    seeds: tuple[int, ...] = (0, 1, 2)
+    device: Literal["auto", "cpu"] = Field("auto", description="auto takes a GPU where there is one")
+    seeds: tuple[int, ...] = Field((0, 1, 2), description="a number of seeds, or a list of them")
     arms: tuple[Arm, ...] = Field(DEFAULT_ARMS)  # type: ignore[arg-type, assignment]
     baseline: str | None = Field(None, description="arm to compare with; default: 'baseline', else the first")
     eval_tokens: int | None = Field(50_000, ge=1, description="validation tokens used at most")
@@ -89,6 +89,14 @@ class CompareSettings(BaseModel):
     def _training(cls, value: dict[str, Any]) -> dict[str, Any]:
         check_training_options(value)
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _length(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("sequence_length") is None:
+            short = values.get("model", "tiny") in ("nano", "tiny")
+            return {**values, "sequence_length": 64 if short else 256}
+        return values
 
     def baseline_arm(self) -> str:
         """Name of the arm that the others are compared with."""

@@ -20,7 +20,7 @@ from lossmith.errors import InputError, is_disk_full
 from lossmith.training.record import RunRecord, environment
 
 # Learning rates that suit AdamW and the presets' widths; a loaded model is fine-tuned gently.
-_LEARNING_RATES = {"nano": 5e-3, "tiny": 4e-3, "small": 2e-3, "base": 6e-4}
+_LEARNING_RATES = {"nano": 8e-3, "tiny": 6e-3, "small": 2e-3, "base": 6e-4}
 
 # What the run decides itself.
 _RESERVED = {

@@ -90,7 +90,7 @@ class NextToken:
         weights = batch.get(EXAMPLE_WEIGHTS)
         row_weights = None
         if weights is not None:
-            row_weights = _spread(weights / counts.clamp_min(1), batch).masked_fill(targets == IGNORE_INDEX, 0)
+            row_weights = _spread(weights / counts.clamp_min(1), batch)
 
         def through_head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             rows = linear_loss(
@@ -220,11 +220,19 @@ def bind_loss(loss: str | Spec | LossFunction, **options: Any) -> LossFunction:
     return bound
 
 
+_inside: weakref.WeakKeyDictionary[nn.Module, weakref.ref[nn.Module]] = weakref.WeakKeyDictionary()
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside DDP, FSDP, DeepSpeed or ``torch.compile``."""
-    from accelerate.utils import extract_model_from_parallel
+    inner = _inside[model]() if model in _inside else None
+    if inner is None:
+        from accelerate.utils import extract_model_from_parallel
 
-    return extract_model_from_parallel(model, keep_fp32_wrapper=True)
+        # Remembered: looking costs a millisecond, as much as a step of a small model's output layer.
+        inner = extract_model_from_parallel(model, keep_fp32_wrapper=True)
+        _inside[model] = weakref.ref(inner)
+    return inner
 
 
 @functools.lru_cache(maxsize=64)
