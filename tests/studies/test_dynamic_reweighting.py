@@ -83,10 +83,15 @@ def test_full_scale_runs_on_a_small_local_gpt2(tmp_path: Path, text_folder: Path
     )
     prepare(text_folder, vocab_size=300).tokenizer.save_pretrained(tmp_path / "gpt2")
     changes: dict[str, Any] = {
-        "model": str(tmp_path / "gpt2"), "tokens": 3 * 4 * 32, "batch_size": 4, "sequence_length": 32,
-        "eval_tokens": 500, "model_overrides": {"n_layer": 2, "n_head": 2, "n_embd": 24}, "training": {"warmup_steps": 1},
+        "model": str(tmp_path / "gpt2"),
+        "tokens": 3 * 4 * 32,
+        "batch_size": 4,
+        "sequence_length": 32,
+        "eval_tokens": 500,
         "evaluations": 1,
-    }  # fmt: skip
+        "model_overrides": {"n_layer": 2, "n_head": 2, "n_embd": 24},
+        "training": {"warmup_steps": 1},
+    }
     execution = Execution(out=tmp_path / "out", jobs=2)
     comparison = run_study(STUDY, "full", seeds=1, data=str(text_folder), execution=execution, overrides=changes)
     assert not [run.error for run in comparison.runs if run.error]
