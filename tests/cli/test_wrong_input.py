@@ -232,13 +232,10 @@ def test_help_version_and_list(lossmith: Lossmith) -> None:
 
 
 def test_a_full_disk_is_one_sentence(lossmith: Lossmith, text_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import lossmith.training.record as record
+    import lossmith.training.trainer as trainer
 
     def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device", "runs")
-
-    monkeypatch.setattr(record, "mark_complete", full)
-    import lossmith.training.trainer as trainer
 
     monkeypatch.setattr(trainer, "mark_complete", full)
     arguments = [
@@ -256,3 +253,4 @@ def test_a_full_disk_is_one_sentence(lossmith: Lossmith, text_folder: Path, monk
     sentence = refused(lossmith, "compare", *arguments, "--arm", "baseline", "--seeds", "1", "--out", "out")
     assert "the disk that holds" in sentence
     assert "is full" in sentence
+    assert not list(Path("out").rglob("checkpoint-*"))

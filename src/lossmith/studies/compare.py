@@ -16,7 +16,7 @@ from lossmith.reporting import Claim, Comparison, Cost, Curve, Run
 from lossmith.studies.arms import Arm, slug
 from lossmith.studies.grid import Job, plan, run_jobs
 from lossmith.studies.settings import DEFAULT_TOKENS, CompareSettings, Execution
-from lossmith.training.language_model import LanguageModelRun, run_language_model
+from lossmith.training.language_model import LanguageModelRun, run_language_model, training_arguments
 from lossmith.training.record import differences, environment, locked, read_json_lines
 
 QUESTION = "Which arm reaches the lowest validation loss for the same budget?"
@@ -79,15 +79,16 @@ def run_compare(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return _run_distributed(settings, execution, out, watcher, title, question, claims, paper)
     _check_identity(settings, out)
+    corpus, planned = prepare_runs(settings, execution, out, watcher)
     with locked(out):
-        corpus, planned = prepare_runs(settings, execution, out, watcher)
+        _declare(settings, out)
         return _run_planned(settings, execution, out, corpus, planned, watcher, title, question, claims, paper)
 
 
 def prepare_runs(
     settings: CompareSettings, execution: Execution, out: Path, watcher: Watcher
 ) -> tuple[Any, list[Planned]]:
-    """Prepare the corpus, check everything that can be checked, and list the runs."""
+    """Prepare the corpus, check everything that can be checked, and list the runs; writes nothing into ``out``."""
     from lossmith.data import prepare
 
     check_model(settings)
@@ -114,9 +115,8 @@ def prepare_runs(
     _, threads = plan(number, jobs=execution.jobs, threads=execution.threads, small=small)
     runs = [planned_run(settings, arm, seed, corpus, threads) for seed in settings.seeds for arm in settings.arms]
     planned = [Planned(run, out / "runs" / slug(run.arm) / f"seed-{run.seed}") for run in runs]
-    if not (out / "compare.json").exists():
-        write_json(out / "compare.json", settings.identity())
-    write_json(out / "environment.json", environment())
+    for run in runs[: len(settings.arms)]:
+        training_arguments(run, out)
     return corpus, planned
 
 
@@ -208,6 +208,14 @@ def _check_identity(settings: CompareSettings, out: Path) -> None:
         )
 
 
+def _declare(settings: CompareSettings, out: Path) -> None:
+    """Make ``out`` the folder of this comparison."""
+    _check_identity(settings, out)
+    if not (out / "compare.json").exists():
+        write_json(out / "compare.json", settings.identity())
+    write_json(out / "environment.json", environment())
+
+
 def _run_planned(
     settings: CompareSettings,
     execution: Execution,
@@ -260,7 +268,9 @@ def _run_distributed(
     with state.main_process_first():
         corpus, planned = prepare_runs(settings, execution, out, watcher if state.is_main_process else Watcher())
     if state.is_main_process:
+        _declare(settings, out)
         watcher.start(planned)
+    state.wait_for_everyone()
     for p in planned:
         # Every process asks before any may have finished the run and written its result.
         finished = (p.folder / "result.json").exists()

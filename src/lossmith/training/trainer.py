@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -348,14 +349,21 @@ class Trainer(transformers.Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save, declare the checkpoint complete, and only then delete older ones."""
         limit, self.args.save_total_limit = self.args.save_total_limit, None
+        folder = self._get_output_dir(trial)
+        checkpoint = Path(folder) / f"checkpoint-{self.state.global_step}"
         try:
             super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                mark_complete(checkpoint)
+        except Exception:
+            # A full disk, most likely: half a checkpoint is of no use to anyone.
+            if self.args.should_save:
+                shutil.rmtree(checkpoint, ignore_errors=True)
+            raise
         finally:
             self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            folder = self._get_output_dir(trial)
-            mark_complete(Path(folder) / f"checkpoint-{self.state.global_step}")
             rotate_checkpoints(
                 output_dir=folder,
                 save_total_limit=limit,
