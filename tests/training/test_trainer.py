@@ -69,7 +69,7 @@ def train(
     return trainer, [(m["loss"], m["grad_norm"]) for m in trainer.state.log_history if "grad_norm" in m]
 
 
-def close(a: list[tuple[float, float]], b: list[tuple[float, float]], tolerance: float) -> None:
+def check_close(a: list[tuple[float, float]], b: list[tuple[float, float]], tolerance: float) -> None:
     assert len(a) == len(b) > 0
     for x, y in zip(a, b, strict=True):
         assert x == pytest.approx(y, rel=tolerance, abs=tolerance)
@@ -98,7 +98,7 @@ def test_every_layout_gives_one_trajectory(corpus: Any, tmp_path: Path, weightin
         (2, True, 5),
         (8, False, 16),
     ]:
-        close(run(micro, packed, chunk), whole, 1e-9)
+        check_close(run(micro, packed, chunk), whole, 1e-9)
 
 
 def test_float32_layouts_agree_to_1e_5(corpus: Any, tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_float32_layouts_agree_to_1e_5(corpus: Any, tmp_path: Path) -> None:
             per_device_train_batch_size=micro, gradient_accumulation_steps=8 // micro,
         )  # fmt: skip
         runs.append(run)
-    close(runs[0], runs[1], 1e-5)
+    check_close(runs[0], runs[1], 1e-5)
 
 
 def test_the_step_is_that_of_explicit_per_example_gradients(corpus: Any, tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_uniform_weights_are_the_plain_trainer(corpus: Any, tmp_path: Path) -> N
             trainer._get_train_sampler = lambda dataset=None: PermutationStream(len(rows), total=32, seed=3)
         trainer.train()
         logs.append([(m["loss"], m["grad_norm"]) for m in trainer.state.log_history if "grad_norm" in m])
-    close(logs[0], logs[1], 1e-6)
+    check_close(logs[0], logs[1], 1e-6)
 
 
 def test_the_scoring_pass_draws_the_same_dropout_as_the_training_pass(corpus: Any, tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_the_released_variant_normalises_inside_each_micro_batch(corpus: Any, tm
     )
     assert released[0] != pytest.approx(step[0], rel=1e-6)
     _, whole = train(corpus, tmp_path, weighting=linupper(r=0.2, variant="released"))
-    close(whole, step, 1e-9)
+    check_close(whole, step, 1e-9)
 
 
 def test_length_weighted_uniform_is_the_token_mean(corpus: Any, tmp_path: Path) -> None:

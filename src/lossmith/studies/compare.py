@@ -19,10 +19,17 @@ from lossmith.studies.settings import DEFAULT_TOKENS, CompareSettings, Execution
 from lossmith.training.language_model import LanguageModelRun, run_language_model, training_arguments
 from lossmith.training.record import differences, environment, locked, read_json_lines
 
-QUESTION = "Which arm reaches the lowest validation loss for the same budget?"
-
-# Settings that a run does not depend on by itself: they are in the comparison's identity only.
 _METRICS = ("eval/loss", "eval/bits_per_byte", "eval/accuracy")
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """What a report says besides the measurements; ``claims`` are judged in it."""
+
+    title: str = "Comparison"
+    question: str = "Which arm reaches the lowest validation loss for the same budget?"
+    claims: tuple[Claim, ...] = ()
+    paper: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +56,7 @@ def run_compare(
     execution: Execution = Execution(),
     *,
     watcher: Watcher | None = None,
-    title: str = "Comparison",
-    question: str = QUESTION,
-    claims: tuple[Claim, ...] = (),
-    paper: str = "",
+    heading: Heading | None = None,
 ) -> Comparison:
     """Run (or continue) a comparison and return what it measured; the report is written by the caller.
 
@@ -61,10 +65,7 @@ def run_compare(
         execution: where and how it is computed. The same settings and folder continue an interrupted comparison:
             finished runs are not run again, interrupted ones resume from their last checkpoint.
         watcher: told of progress.
-        title: heading of the report.
-        question: what the report answers.
-        claims: judged in the report.
-        paper: cited in the report.
+        heading: title, question, claims and paper of the report.
 
     Under ``torchrun`` or ``accelerate launch`` every run uses all processes, one run after another, and only the
     first process writes.
@@ -72,17 +73,17 @@ def run_compare(
     Raises:
         InputError: anything wrong in the settings, the data or the output folder, before the first run starts.
     """
-    watcher = watcher or Watcher()
+    watcher, heading = watcher or Watcher(), heading or Heading()
     out = Path(execution.out) if execution.out is not None else settings.default_folder()
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; give a folder")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return _run_distributed(settings, execution, out, watcher, title, question, claims, paper)
+        return _run_distributed(settings, execution, out, watcher, heading)
     _check_identity(settings, out)
     corpus, planned = prepare_runs(settings, execution, out, watcher)
     with locked(out):
         _declare(settings, out)
-        return _run_planned(settings, execution, out, corpus, planned, watcher, title, question, claims, paper)
+        return _run_planned(settings, execution, out, corpus, planned, watcher, heading)
 
 
 def prepare_runs(
@@ -223,10 +224,7 @@ def _run_planned(
     corpus: Any,
     planned: list[Planned],
     watcher: Watcher,
-    title: str,
-    question: str,
-    claims: tuple[Claim, ...],
-    paper: str,
+    heading: Heading,
 ) -> Comparison:
     by_name = {f"{p.run.arm}, seed {p.run.seed}": p for p in planned}
     unfinished = [name for name, p in by_name.items() if not (p.folder / "result.json").exists()]
@@ -246,7 +244,7 @@ def _run_planned(
             watcher.done(by_name[outcome.job.name], outcome.value, errors.get(outcome.job.name))
     finally:
         watcher.finish()
-    return collect(settings, out, planned, errors, corpus, title, question, claims, paper)
+    return collect(settings, out, planned, errors, corpus, heading)
 
 
 def _run_distributed(
@@ -254,10 +252,7 @@ def _run_distributed(
     execution: Execution,
     out: Path,
     watcher: Watcher,
-    title: str,
-    question: str,
-    claims: tuple[Claim, ...],
-    paper: str,
+    heading: Heading,
 ) -> Comparison:
     """Every run on all processes of ``torchrun``, one after another."""
     import torch
@@ -283,7 +278,7 @@ def _run_distributed(
             watcher.done(p, result, None)
     if state.is_main_process:
         watcher.finish()
-    return collect(settings, out, planned, {}, corpus, title, question, claims, paper)
+    return collect(settings, out, planned, {}, corpus, heading)
 
 
 def collect(
@@ -292,10 +287,7 @@ def collect(
     planned: list[Planned],
     errors: Mapping[str, str],
     corpus: Any,
-    title: str,
-    question: str,
-    claims: tuple[Claim, ...],
-    paper: str,
+    heading: Heading,
 ) -> Comparison:
     """Read the run records back into a :class:`~lossmith.reporting.Comparison`."""
     runs = tuple(
@@ -315,20 +307,20 @@ def collect(
         "steps": {p.run.arm: p.run.steps for p in planned},
     }
     return Comparison(
-        title=title,
-        question=question,
+        title=heading.title,
+        question=heading.question,
         arms={arm.name: ", ".join(f"{k}={v}" for k, v in arm.options.items()) for arm in settings.arms},
         baseline=settings.baseline_arm(),
         metric="eval/loss",
         metrics=(*_METRICS, *domain_metrics),
         better={"eval/bits_per_byte": "lower", "eval/accuracy": "higher", **dict.fromkeys(domain_metrics, "lower")},
         runs=runs,
-        claims=claims,
+        claims=heading.claims,
         level=settings.level,
         configuration=configuration,
         environment=read_json(out / "environment.json"),
         notes=_notes(settings, corpus),
-        paper=paper,
+        paper=heading.paper,
     )
 
 

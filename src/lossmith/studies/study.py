@@ -16,7 +16,7 @@ from lossmith.errors import InputError, did_you_mean, is_disk_full
 from lossmith.files import read_json, write_json
 from lossmith.reporting.comparison import Claim, Comparison, Cost, Curve, Run
 from lossmith.studies.arms import slug
-from lossmith.studies.compare import Watcher, run_compare
+from lossmith.studies.compare import Heading, Watcher, run_compare
 from lossmith.studies.grid import Job, plan, run_jobs
 from lossmith.studies.settings import CompareSettings, Execution
 from lossmith.training.record import RunRecord, differences, environment, locked
@@ -278,12 +278,10 @@ def _compare_language_models(
     plain["seeds"] = seeds if seeds is not None else study.seeds[scale]
     training = {**(plain.get("training") or {}), **(overrides.get("training") or {})}
     settings = make_settings({**plain, **overrides, "training": training})
-    return run_compare(
-        settings,
-        execution,
-        watcher=watcher,
+    heading = Heading(
         title=f"{study.slug} ({scale}{f', {data}' if data else ''})",
         question=study.question,
         claims=claims,
         paper=str(study.paper),
     )
+    return run_compare(settings, execution, watcher=watcher, heading=heading)

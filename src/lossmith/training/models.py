@@ -187,11 +187,6 @@ def with_exact_norms(model: nn.Module) -> nn.Module:
     return model
 
 
-def trained_parameters(model: nn.Module) -> int:
-    """Number of parameters that are trained."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
 def matmul_parameters(model: nn.Module) -> int:
     """Parameters that take part in a matrix product for every token: all matrices but input embeddings.
 
