@@ -194,6 +194,8 @@ def test_a_batch_that_does_not_divide_is_refused(lossmith: Lossmith, text_folder
     ]
     sentence = refused(lossmith, "compare", *arguments, "--batch-size", "6", "--micro-batch-size", "4")
     assert "--batch-size 6 is not a multiple of --micro-batch-size 4" in sentence
+    sentence = refused(lossmith, "compare", *arguments, "--batch-size", "6", "--processes", "4")
+    assert "--batch-size 6 is not a multiple of --micro-batch-size 1 x 4 process(es)" in sentence
 
 
 def test_unknown_studies_and_scales_name_the_nearest(lossmith: Lossmith) -> None:

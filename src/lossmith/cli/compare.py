@@ -102,8 +102,6 @@ def compare(
 
     `lossmith compare --config compare.yaml --model path/or/hub-id --out runs/my-comparison`
     """
-    if processes is not None:
-        _launch(processes)
     if backend not in ("local", "ray"):
         raise InputError(f"--backend must be local or ray, got '{backend}'")
     from lossmith.studies.settings import Execution, make_settings
@@ -124,7 +122,13 @@ def compare(
     for name in ("out", "cache"):
         execution[name] = Path(execution[name]) if execution[name] is not None else None
     settings = make_settings(_merge(_merge(values, given), overrides(set_ or [])))
-    _run(settings, Execution(backend=backend, **execution), dry_run)  # type: ignore[arg-type]
+    chosen = Execution(backend=backend, **execution)  # type: ignore[arg-type]
+    if processes is not None:
+        if processes < 1:
+            raise InputError(f"--processes must be at least 1, got {processes}")
+        if processes > 1 and "WORLD_SIZE" not in os.environ and not dry_run:
+            _launch(processes, settings, chosen)
+    _run(settings, chosen, dry_run)
 
 
 def _run(settings: Any, execution: Any, dry_run: bool) -> None:
@@ -202,12 +206,16 @@ def report(
     finish_report(comparison, folder, Console())
 
 
-def _launch(processes: int) -> None:
-    """Start the same command on several processes; a mistake in it is found here first."""
-    if processes < 1:
-        raise InputError(f"--processes must be at least 1, got {processes}")
-    if processes == 1 or "WORLD_SIZE" in os.environ:
-        return
+def _launch(processes: int, settings: Any, execution: Any) -> None:
+    """Start the same command on several processes, after all checks: the launcher would bury a message in its own."""
+    from lossmith.studies.compare import check_identity, prepare_runs
+    from lossmith.training.language_model import micro_batch
+
+    out = execution.out if execution.out is not None else settings.default_folder()
+    check_identity(settings, out)
+    for arm in settings.arms:
+        micro_batch(int(arm.options.get("batch_size", settings.batch_size)), settings.micro_batch_size, processes)
+    prepare_runs(settings, execution, out)
     arguments, skip = [], False
     for word in sys.argv[1:]:
         if skip or word == "--processes":

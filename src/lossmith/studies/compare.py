@@ -12,7 +12,7 @@ from typing import Any
 
 from lossmith.errors import InputError
 from lossmith.files import read_json, write_json
-from lossmith.reporting import Claim, Comparison, Cost, Curve, Run
+from lossmith.reporting import Claim, Comparison, Cost, Curve, Run, smallest_detectable
 from lossmith.studies.arms import Arm, slug
 from lossmith.studies.grid import Job, plan, run_jobs
 from lossmith.studies.settings import DEFAULT_TOKENS, CompareSettings, Execution
@@ -75,11 +75,9 @@ def run_compare(
     """
     watcher, heading = watcher or Watcher(), heading or Heading()
     out = Path(execution.out) if execution.out is not None else settings.default_folder()
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file; give a folder")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return _run_distributed(settings, execution, out, watcher, heading)
-    _check_identity(settings, out)
+    check_identity(settings, out)
     corpus, planned = prepare_runs(settings, execution, out, watcher)
     with locked(out):
         _declare(settings, out)
@@ -87,11 +85,12 @@ def run_compare(
 
 
 def prepare_runs(
-    settings: CompareSettings, execution: Execution, out: Path, watcher: Watcher
+    settings: CompareSettings, execution: Execution, out: Path, watcher: Watcher | None = None
 ) -> tuple[Any, list[Planned]]:
     """Prepare the corpus, check everything that can be checked, and list the runs; writes nothing into ``out``."""
     from lossmith.data import prepare
 
+    watcher = watcher or Watcher()
     check_model(settings)
     watcher.message(f"reading {settings.data}")
     corpus = prepare(
@@ -118,7 +117,20 @@ def prepare_runs(
     planned = [Planned(run, out / "runs" / slug(run.arm) / f"seed-{run.seed}") for run in runs]
     for run in runs[: len(settings.arms)]:
         training_arguments(run, out)
+    watcher.message(_power(settings))
     return corpus, planned
+
+
+def _power(settings: CompareSettings) -> str:
+    """What the number of seeds can show, before anything is spent."""
+    seeds, others = len(settings.seeds), max(len(settings.arms) - 1, 1)
+    if seeds < 2:
+        return "one seed gives no interval: nothing will be told apart; use --seeds 3 or more"
+    smallest = smallest_detectable(1.0, seeds, level=settings.level, comparisons=others)
+    return (
+        f"{seeds} seeds, {others} comparison{'s' if others > 1 else ''}: a true difference of {smallest:.1f} standard "
+        "deviations of the paired differences will be told apart with 80% chance"
+    )
 
 
 def planned_run(settings: CompareSettings, arm: Arm, seed: int, corpus: Any, threads: int) -> LanguageModelRun:
@@ -194,7 +206,14 @@ def _tokenizer(settings: CompareSettings) -> str | None:
     return settings.model
 
 
-def _check_identity(settings: CompareSettings, out: Path) -> None:
+def check_identity(settings: CompareSettings, out: Path) -> None:
+    """Refuse a folder that holds another comparison.
+
+    Raises:
+        InputError: names what differs.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; give a folder")
     path = out / "compare.json"
     if not path.exists():
         return
@@ -211,7 +230,7 @@ def _check_identity(settings: CompareSettings, out: Path) -> None:
 
 def _declare(settings: CompareSettings, out: Path) -> None:
     """Make ``out`` the folder of this comparison."""
-    _check_identity(settings, out)
+    check_identity(settings, out)
     if not (out / "compare.json").exists():
         write_json(out / "compare.json", settings.identity())
     write_json(out / "environment.json", environment())
@@ -259,7 +278,7 @@ def _run_distributed(
     from accelerate import PartialState
 
     state = PartialState(cpu=settings.device == "cpu" or not torch.cuda.is_available())
-    _check_identity(settings, out)
+    check_identity(settings, out)
     with state.main_process_first():
         corpus, planned = prepare_runs(settings, execution, out, watcher if state.is_main_process else Watcher())
     if state.is_main_process:

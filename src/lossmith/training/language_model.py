@@ -245,11 +245,7 @@ def training_arguments(run: LanguageModelRun, folder: Path) -> Any:
     check_training_options(run.training)
     use_cpu = run.device == "cpu" or (run.device == "auto" and not torch.cuda.is_available())
     world = _world_size()
-    micro = run.micro_batch_size or max(run.batch_size // world, 1)
-    if run.batch_size % (micro * world):
-        raise InputError(
-            f"--batch-size {run.batch_size} is not a multiple of --micro-batch-size {micro} x {world} process(es)"
-        )
+    micro = micro_batch(run.batch_size, run.micro_batch_size, world)
     options: dict[str, Any] = {
         "learning_rate": _LEARNING_RATES.get(run.model, 3e-4 if run.random_weights else 5e-5),
         "lr_scheduler_type": "cosine",
@@ -289,6 +285,20 @@ def training_arguments(run: LanguageModelRun, folder: Path) -> Any:
         )
     except (ValueError, TypeError, ImportError) as error:
         raise InputError(f"training options: {str(error).strip().splitlines()[0]}") from None
+
+
+def micro_batch(batch_size: int, micro_batch_size: int | None, processes: int) -> int:
+    """Sequences at a time in each process; what is left to a step is gradient accumulation.
+
+    Raises:
+        InputError: the batch cannot be divided.
+    """
+    micro = micro_batch_size or max(batch_size // processes, 1)
+    if batch_size % (micro * processes):
+        raise InputError(
+            f"--batch-size {batch_size} is not a multiple of --micro-batch-size {micro} x {processes} process(es)"
+        )
+    return micro
 
 
 def _world_size() -> int:
