@@ -206,7 +206,7 @@ def test_unknown_studies_and_scales_name_the_nearest(lossmith: Lossmith) -> None
         lossmith, "study", "dynamic-reweighting", "--scale", "quik"
     )
     assert "--seeds must be at least 1, got 0" in refused(lossmith, "study", "dynamic-reweighting", "--seeds", "0")
-    assert "trains no language model" in refused(lossmith, "study", "dynamic-reweighting", "--model", "tiny")
+    assert "has no option 'model'" in refused(lossmith, "study", "dynamic-reweighting", "--model", "tiny")
     assert "no comparison.json" in refused(lossmith, "report", ".")
     assert "is not a folder" in refused(lossmith, "report", "nowhere")
 

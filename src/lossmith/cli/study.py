@@ -22,20 +22,20 @@ def study(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Your own text: compare the arms as language models on it.", show_default=False),
+        typer.Option(help="Your own data: what the study asks for (its card says), else text for language models.", show_default=False),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="With --data or --scale full: preset, folder or hub id.", show_default=False),
+        typer.Option(help="Preset, folder or hub id, where the study trains or loads a model.", show_default=False),
     ] = None,
     tokens: Annotated[
-        str | None, typer.Option(help="With --data or --scale full: budget per run.", show_default=False)
+        str | None, typer.Option(help="Budget per run, where language models are compared.", show_default=False)
     ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
-            help="With --data or --scale full: any setting of `lossmith compare` as key=value.",
+            help="Any option of the study, or setting of `lossmith compare`, as key=value.",
             show_default=False,
         ),
     ] = None,

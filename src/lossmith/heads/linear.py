@@ -121,7 +121,8 @@ def _linear_loss(
     return result.reshape(batch)
 
 
-_eagerly = torch.compiler.disable(_linear_loss, recursive=True)
+# torch.compiler.disable, but without importing the compiler (almost as long as importing torch) before it is needed.
+_eagerly = torch._disable_dynamo(_linear_loss)
 
 
 def _gradients_wanted(*inputs: Tensor | None) -> bool:

@@ -51,8 +51,10 @@ class Study:
     """A runnable comparison of a published idea.
 
     A study has its own ``experiment(arm, seed, options, folder)``, for the scales in ``options``, or is a comparison
-    of language models, ``comparison(scale, data)``, for user's data and for ``full``; or both. ``prepare(options,
-    folder)`` runs once before the experiments and returns further options.
+    of language models, ``comparison(scale, data)``, for user's data and for scales without options; or both.
+    ``prepare(options, folder)`` runs once before the experiments and returns further options (paths of what it has
+    downloaded or built). User's data reach an experiment as ``options["data"]`` where the study says with ``data``
+    what they are to be.
 
     Attributes:
         slug: its name on the command line.
@@ -71,6 +73,8 @@ class Study:
         comparison: settings and claims for language models.
         notes: shown in the report.
         better: direction (``lower`` or ``higher``) of secondary metrics that have one.
+        lower_is_better: direction of the primary metric.
+        data: what ``--data`` is to the experiment (``a CoNLL file``); empty where it takes none.
     """
 
     slug: str
@@ -89,6 +93,8 @@ class Study:
     comparison: Callable[[str, str | None], tuple[CompareSettings, tuple[Claim, ...]]] | None = None
     notes: tuple[str, ...] = ()
     better: Mapping[str, Literal["lower", "higher"]] = field(default_factory=dict)
+    lower_is_better: bool = True
+    data: str = ""
 
 
 def studies() -> dict[str, Study]:
@@ -136,9 +142,9 @@ def run_study(
         scale: ``smoke`` (seconds), ``quick`` (about two minutes on two cores, no download) or ``full`` (real models
             and data).
         seeds: number of seeds, instead of the scale's.
-        data: the user's own text: the arms are then compared as language models on it.
+        data: the user's own data: what the study says, else text on which the arms are compared as language models.
         execution: where and how.
-        overrides: settings of the language-model comparison to change (``model``, ``tokens``, ...).
+        overrides: options of the experiment, or settings of the language-model comparison, to change (``model``, ...).
         watcher: told of progress.
 
     Raises:
@@ -150,14 +156,24 @@ def run_study(
         raise InputError(f"--seeds must be at least 1, got {seeds}")
     out = execution.out if execution.out is not None else default_folder(study, scale, data)
     execution = dataclasses.replace(execution, out=out)
-    if data is not None or scale not in study.options:
+    if scale not in study.options or (data is not None and not study.data):
         return _compare_language_models(study, scale, seeds, data, execution, overrides or {}, watcher)
-    if overrides:
-        raise InputError(
-            f"study {study.slug} at scale {scale} trains no language model: {', '.join(overrides)} has no effect; "
-            "add --data or --scale full"
-        )
-    return _run_experiments(study, scale, seeds or study.seeds[scale], execution, watcher or Watcher())
+    options = _changed(study, scale, overrides or {})
+    if data is not None:
+        # A hub id is no path here.
+        options["data"] = str(Path(data).resolve()) if Path(data).exists() else data
+    return _run_experiments(study, scale, options, seeds or study.seeds[scale], execution, watcher or Watcher())
+
+
+def _changed(study: Study, scale: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a scale, with those of the user."""
+    options = dict(study.options[scale])
+    changes = {k: v for k, v in overrides.items() if k != "training"} | dict(overrides.get("training") or {})
+    for name, value in changes.items():
+        if name not in options:
+            raise InputError(f"study {study.slug} has no option '{name}' at scale {scale}: {did_you_mean(name, options)}")
+        options[name] = value
+    return options
 
 
 def default_folder(study: Study, scale: str, data: str | None = None) -> Path:
@@ -190,13 +206,15 @@ def run_experiment(name: str, arm: str, seed: int, options: Mapping[str, Any], f
     return result
 
 
-def _run_experiments(study: Study, scale: str, seeds: int, execution: Execution, watcher: Watcher) -> Comparison:
+def _run_experiments(
+    study: Study, scale: str, options: dict[str, Any], seeds: int, execution: Execution, watcher: Watcher
+) -> Comparison:
     assert execution.out is not None
     out = execution.out
     identity = {
         "study": study.slug,
         "scale": scale,
-        "options": json.loads(json.dumps(dict(study.options[scale]))),
+        "options": json.loads(json.dumps(options)),
     }
     path = out / "study.json"
     if path.exists() and (changed := differences(read_json(path), identity)):
@@ -206,7 +224,7 @@ def _run_experiments(study: Study, scale: str, seeds: int, execution: Execution,
     with locked(out):
         write_json(path, identity)
         write_json(out / "environment.json", environment())
-        options = dict(study.options[scale])
+        given = dict(options)
         if study.prepare is not None:
             options |= study.prepare(options, out)
         jobs = []
@@ -234,10 +252,11 @@ def _run_experiments(study: Study, scale: str, seeds: int, execution: Execution,
         baseline=study.baseline,
         metric=study.metric,
         metrics=study.metrics,
+        lower_is_better=study.lower_is_better,
         better=study.better,
         runs=tuple(runs[job.name] for job in jobs),
         claims=study.claims,
-        configuration={"study": study.slug, "scale": scale, "seeds": seeds, **dict(study.options[scale])},
+        configuration={"study": study.slug, "scale": scale, "seeds": seeds, **given},
         environment=read_json(out / "environment.json"),
         notes=study.notes,
         paper=str(study.paper),
