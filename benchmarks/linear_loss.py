@@ -2,7 +2,8 @@
 
     python benchmarks/linear_loss.py [--shapes 4096x512x32768 ...] [--repeats 5] [--threads N] [--json]
 
-One step is: row losses, a weighted or plain sum, and the gradients of hidden and weight, in float32.
+One step is: row losses, a weighted or plain sum, and the gradients of hidden and weight, in float32. The lines
+``floor`` are the matrix products alone, which every exact candidate has to do.
 
 Time: all candidates in one process, one step of each per round, in an order that rotates from round to round;
 the median over the rounds, and the median over the rounds of the ratio to the best peer within the same
@@ -64,6 +65,30 @@ def ours_from_losses(hidden: Tensor, weight: Tensor, targets: Tensor, row_weight
     return (losses.detach().softmax(0) * losses).sum()
 
 
+def products(number: int, chunk: int = 512) -> Step:
+    """The matrix products alone, without any softmax or copy: nothing exact can be faster.
+
+    Three where the rows' weights are known (logits, gradient of hidden, gradient of weight), four where the logits
+    have to be computed again for the backward pass.
+    """
+
+    def step(hidden: Tensor, weight: Tensor, targets: Tensor, row_weights: Tensor) -> Tensor:
+        with torch.no_grad():
+            hidden.grad, weight.grad = torch.empty_like(hidden), torch.zeros_like(weight)
+            logits = hidden.new_empty(min(chunk, len(hidden)), len(weight))
+            for _ in range(number - 3):
+                for rows in hidden.split(chunk):
+                    torch.mm(rows, weight.T, out=logits[: len(rows)])
+            for start in range(0, len(hidden), chunk):
+                rows = hidden[start : start + chunk]
+                chosen = torch.mm(rows, weight.T, out=logits[: len(rows)])
+                torch.mm(chosen, weight, out=hidden.grad[start : start + chunk])
+                weight.grad.addmm_(chosen.T, rows)
+        return torch.zeros((), requires_grad=True)
+
+    return step
+
+
 def candidates() -> dict[str, Step]:
     found: dict[str, Step] = {
         "plain, mean": plain,
@@ -74,6 +99,8 @@ def candidates() -> dict[str, Step]:
         setting = "default options" if chunk is None else f"chunks of {chunk}"
         found[f"torch linear_cross_entropy, mean, {setting}"] = torch_mean(chunk)
         found[f"torch linear_cross_entropy, weighted rows, {setting}"] = torch_rows(chunk)
+    found["floor: three matrix products"] = products(3)
+    found["floor: four matrix products"] = products(4)
     found["ours, known weights"] = ours_known
     found["ours, weights from the losses"] = ours_from_losses
     return found
@@ -155,10 +182,11 @@ def report(shape: tuple[int, ...], repeats: int, threads: int) -> dict[str, obje
     trial = times(shape, min(repeats, 2), {n: c for n, c in everything.items() if n.startswith("torch")})
     mean = best(trial, "torch linear_cross_entropy, mean")
     rows = best(trial, "torch linear_cross_entropy, weighted rows")
-    finalists = [n for n in everything if n in (mean, rows) or n.startswith(("plain", "ours")) or "no options" in n]
+    kept = ("plain", "ours", "floor")
+    finalists = [n for n in everything if n in (mean, rows) or n.startswith(kept) or "no options" in n]
     seconds = times(shape, repeats, {n: everything[n] for n in finalists})
     memory = {n: peak_memory_in_fresh_process(shape, n, threads) for n in finalists}
-    peers = [n for n in finalists if not n.startswith("ours")]
+    peers = [n for n in finalists if not n.startswith(("ours", "floor"))]
     peer = min(peers, key=lambda n: statistics.median(seconds[n]))
     weighted = min((n for n in peers if "weighted" in n), key=lambda n: statistics.median(seconds[n]))
     return {

@@ -22,7 +22,10 @@ def study(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Your own data: what the study asks for (its card says), else text for language models.", show_default=False),
+        typer.Option(
+            help="Your own data: what the study asks for (its card says), else text for language models.",
+            show_default=False,
+        ),
     ] = None,
     model: Annotated[
         str | None,

@@ -171,7 +171,8 @@ def _changed(study: Study, scale: str, overrides: Mapping[str, Any]) -> dict[str
     changes = {k: v for k, v in overrides.items() if k != "training"} | dict(overrides.get("training") or {})
     for name, value in changes.items():
         if name not in options:
-            raise InputError(f"study {study.slug} has no option '{name}' at scale {scale}: {did_you_mean(name, options)}")
+            hint = did_you_mean(name, options)
+            raise InputError(f"study {study.slug} has no option '{name}' at scale {scale}: {hint}")
         options[name] = value
     return options
 
