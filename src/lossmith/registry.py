@@ -168,7 +168,18 @@ def _is_weighting_factory(name: str, thing: Any) -> bool:
     return name in {"uniform", "linupper", "quadratic", "extremes", "linear"}
 
 
-LOSSES = Registry("loss", "lossmith.losses", "lossmith.losses")
+def _begins_with(*names: str) -> Callable[[str, Any], bool]:
+    """Accept functions whose first arguments are called so: what tells the kinds of losses apart."""
+    return lambda _, thing: tuple(inspect.signature(thing).parameters)[: len(names)] == names
+
+
+LOSSES = Registry("loss", "lossmith.losses", "lossmith.losses", _begins_with("logits", "targets"))
+DISTILLATION_LOSSES = Registry(
+    "distillation loss",
+    "lossmith.losses",
+    "lossmith.distillation_losses",
+    _begins_with("student_logits", "teacher_logits", "targets"),
+)
 WEIGHTINGS = Registry("weighting", "lossmith.data.weighting", "lossmith.weightings", _is_weighting_factory)
 
 

@@ -5,5 +5,23 @@ gradient exactly zero. This package imports nothing else of lossmith.
 """
 
 from lossmith.losses.classification import cross_entropy, focal_loss, z_loss
+from lossmith.losses.distillation import (
+    decoupled_kl,
+    dist,
+    distillation_kl,
+    jensen_shannon,
+    plackett_luce_distillation,
+    reverse_kl,
+)
 
-__all__ = ["cross_entropy", "focal_loss", "z_loss"]
+__all__ = [
+    "cross_entropy",
+    "decoupled_kl",
+    "dist",
+    "distillation_kl",
+    "focal_loss",
+    "jensen_shannon",
+    "plackett_luce_distillation",
+    "reverse_kl",
+    "z_loss",
+]

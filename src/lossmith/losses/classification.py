@@ -179,10 +179,24 @@ def _check_class_targets(logits: Tensor, targets: Tensor) -> None:
         raise ValueError("logits must have at least one class, got 0")
 
 
+def check_target_range(targets: Int[Tensor, "*batch"], classes: int) -> None:
+    """Name the first class index that does not exist.
+
+    Only on a CPU and outside of ``torch.func`` and ``torch.compile``: looking at values would stop a GPU's queue.
+    """
+    if targets.device.type != "cpu" or torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():
+        return
+    if targets.numel() and (int(targets.min()) < 0 or int(targets.max()) >= classes):
+        place = ((targets < 0) | (targets >= classes)).nonzero()[0]
+        value = int(targets[tuple(place)])
+        raise ValueError(f"targets must be in [0, {classes}), got {value} at index {tuple(place.tolist())}")
+
+
 def _safe_inputs(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
     """Float32 for half precision; ignored rows replaced by zeros, so that not even their NaN can reach a gradient."""
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
     ignored = targets == ignore_index
     targets = targets.long().masked_fill(ignored, 0)
+    check_target_range(targets, logits.shape[-1])
     return logits.masked_fill(ignored.unsqueeze(-1), 0.0), targets, ignored
