@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lossmith.training.distillation import Distillation
     from lossmith.training.objectives import Classification, ExampleEvaluation, NextToken, Objective
     from lossmith.training.record import RunRecord
     from lossmith.training.reweighting import DynamicReweightedLoss
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Classification": "objectives",
+    "Distillation": "distillation",
     "DynamicReweightedLoss": "reweighting",
     "Evaluation": "trainer",
     "ExampleEvaluation": "objectives",
@@ -25,6 +27,7 @@ _HOMES = {
 
 __all__ = [
     "Classification",
+    "Distillation",
     "DynamicReweightedLoss",
     "Evaluation",
     "ExampleEvaluation",

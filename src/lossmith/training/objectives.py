@@ -86,7 +86,16 @@ class NextToken:
 
     def __call__(self, model: nn.Module, batch: Batch) -> Float[Tensor, examples]:
         """Mean loss per sequence; 0 for a sequence without targets."""
-        targets, counts = _shifted(batch["labels"]), self.target_counts(batch)
+        return self.mean_by_example(model, batch, self.loss, shifted(batch["labels"]))
+
+    def mean_by_example(
+        self, model: nn.Module, batch: Batch, loss: LossFunction, targets: Int[Tensor, "rows length"]
+    ) -> Float[Tensor, examples]:
+        """Each example's mean of ``loss`` over its positions with a target, through the model's output layer.
+
+        ``targets`` may be anything that ``loss`` understands, -100 exactly where the (shifted) label is.
+        """
+        counts = self.target_counts(batch)
         weights = batch.get(EXAMPLE_WEIGHTS)
         row_weights = None
         if weights is not None:
@@ -94,7 +103,7 @@ class NextToken:
 
         def through_head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             rows = linear_loss(
-                self.loss,
+                loss,
                 hidden,
                 weight,
                 targets,
@@ -105,19 +114,31 @@ class NextToken:
             return rows.unsqueeze(-1)
 
         def through_logits(logits: Tensor) -> Tensor:
-            return _rows(self.loss, logits, targets).unsqueeze(-1)
+            return _rows(loss, logits, targets).unsqueeze(-1)
 
         rows = self._forward(model, batch, through_head, through_logits).squeeze(-1)
         return _sum_by_example(rows, batch) / counts.clamp_min(1)
 
+    @torch.no_grad()
+    def output_layer(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None] | Tensor:
+        """What enters the model's output layer, with the layer's weight and bias; else the logits themselves."""
+        seen: list[tuple[Tensor, Tensor, Tensor | None]] = []
+
+        def through_head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            seen.append((hidden, weight, bias))
+            return hidden[..., :1]
+
+        logits = self._forward(model, batch, through_head, lambda logits: logits)
+        return seen[-1] if seen else logits
+
     def target_counts(self, batch: Batch) -> Int[Tensor, examples]:
         """Number of unmasked targets of each example."""
-        return _sum_by_example((_shifted(batch["labels"]) != IGNORE_INDEX).long(), batch)
+        return _sum_by_example((shifted(batch["labels"]) != IGNORE_INDEX).long(), batch)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, batch: Batch) -> ExampleEvaluation:
         """Cross entropy (whatever the training loss is) and correct first choices, per example."""
-        targets = _shifted(batch["labels"])
+        targets = shifted(batch["labels"])
 
         def through_head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             keep = targets != IGNORE_INDEX
@@ -156,14 +177,14 @@ class NextToken:
         inputs = accepted_inputs(inner, batch)
         head: Any = getattr(inner, "get_output_embeddings", lambda: None)()
         if not self._has_plain_head(model, inner, head, inputs):
-            return through_logits(_logits(model(**inputs)))
+            return through_logits(output_logits(model(**inputs)))
 
         def forward(hidden: Tensor) -> Tensor:
             return through_head(hidden, head.weight, head.bias)
 
         # Inside the layer's own call, so that wrappers which gather or cast its weights (FSDP, autocast) still do.
         with _forward_replaced(head, forward):
-            return _logits(model(**inputs))
+            return output_logits(model(**inputs))
 
     def _has_plain_head(self, model: nn.Module, inner: nn.Module, head: Any, inputs: dict[str, Any]) -> bool:
         if type(head) is not nn.Linear or hasattr(model, "_orig_mod"):
@@ -189,7 +210,7 @@ class Classification:
 
     def __call__(self, model: nn.Module, batch: Batch) -> Float[Tensor, examples]:
         """One loss per example; 0 for an example without targets."""
-        logits = _logits(model(**accepted_inputs(unwrapped(model), batch)))
+        logits = output_logits(model(**accepted_inputs(unwrapped(model), batch)))
         rows = _rows(self.loss, logits, batch["labels"])
         return rows.flatten(1).sum(-1) / self.target_counts(batch).clamp_min(1) if rows.ndim > 1 else rows
 
@@ -201,7 +222,7 @@ class Classification:
     @torch.no_grad()
     def evaluate(self, model: nn.Module, batch: Batch) -> ExampleEvaluation:
         """Cross entropy (whatever the training loss is) and correct first choices, per example."""
-        logits = _logits(model(**accepted_inputs(unwrapped(model), batch)))
+        logits = output_logits(model(**accepted_inputs(unwrapped(model), batch)))
         labels = batch["labels"]
         keep = labels != IGNORE_INDEX
         values = logits.new_zeros((*labels.shape, 2), dtype=_accumulation_dtype(logits))
@@ -250,14 +271,15 @@ def accepted_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
     return takes
 
 
-def _logits(output: Any) -> Tensor:
+def output_logits(output: Any) -> Tensor:
+    """The logits in whatever a model returns: a tensor, an object with ``logits``, a tuple."""
     if isinstance(output, Tensor):
         return output
     logits = getattr(output, "logits", None)
     return logits if logits is not None else output[0]
 
 
-def _shifted(labels: Tensor) -> Tensor:
+def shifted(labels: Tensor) -> Tensor:
     """Targets of each position: the next label; the last position has none."""
     return F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
 
@@ -323,5 +345,5 @@ def _returns_head_output(model: nn.Module, head: nn.Linear, inputs: dict[str, An
     few = {k: v[:1, :4] if isinstance(v, Tensor) and v.ndim == 2 else v for k, v in inputs.items()}
     devices = [head.weight.device] if head.weight.device.type == "cuda" else []
     with torch.no_grad(), torch.random.fork_rng(devices), _forward_replaced(head, forward):
-        logits = _logits(model(**few))
+        logits = output_logits(model(**few))
     return len(seen) == 1 and logits.shape == seen[0].shape and torch.equal(logits.float(), seen[0].float())

@@ -315,7 +315,9 @@ class Trainer(transformers.Trainer):
         """``6 N`` per position: forward and backward of ``N`` matrix parameters; attention scores are not counted."""
         if self.objective is None:
             return super().floating_point_ops(inputs)
-        return 6 * self._parameters_multiplied() * _positions(inputs)
+        # What an objective runs besides the model (a teacher).
+        extra = getattr(self.objective, "extra_flops", None)
+        return 6 * self._parameters_multiplied() * _positions(inputs) + (extra(inputs) if extra else 0)
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Train; see ``transformers.Trainer.train``. A resumed run continues its record."""
