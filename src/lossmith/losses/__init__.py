@@ -4,6 +4,7 @@
 gradient exactly zero. This package imports nothing else of lossmith.
 """
 
+from lossmith.losses.binary_kl import binary_kl, binary_kl_norm
 from lossmith.losses.classification import cross_entropy, focal_loss, z_loss
 from lossmith.losses.distillation import (
     decoupled_kl,
@@ -15,6 +16,8 @@ from lossmith.losses.distillation import (
 )
 
 __all__ = [
+    "binary_kl",
+    "binary_kl_norm",
     "cross_entropy",
     "decoupled_kl",
     "dist",

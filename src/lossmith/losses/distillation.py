@@ -52,7 +52,7 @@ def distillation_kl(
     >>> distillation_kl(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 0.0]]))
     tensor([0.4338])
     """
-    student, teacher, ignored = _prepared(student_logits, teacher_logits, targets, temperature, ignore_index)
+    student, teacher, ignored = prepare_pair(student_logits, teacher_logits, targets, temperature, ignore_index)
     divergence = _kl(_log_softmax(teacher / temperature), _log_softmax(student / temperature))
     return (temperature**2 * divergence).masked_fill(ignored, 0.0)
 
@@ -77,7 +77,7 @@ def reverse_kl(
     >>> reverse_kl(torch.tensor([[0.0, 0.0]]), torch.tensor([[2.0, 0.0]]))
     tensor([0.4338])
     """
-    student, teacher, ignored = _prepared(student_logits, teacher_logits, targets, temperature, ignore_index)
+    student, teacher, ignored = prepare_pair(student_logits, teacher_logits, targets, temperature, ignore_index)
     divergence = _kl(_log_softmax(student / temperature), _log_softmax(teacher / temperature))
     return (temperature**2 * divergence).masked_fill(ignored, 0.0)
 
@@ -118,7 +118,7 @@ def jensen_shannon(
     """
     if not 0.0 < beta < 1.0:
         raise ValueError(f"beta must lie between 0 and 1, got {beta}; use distillation_kl or reverse_kl at the ends")
-    student, teacher, ignored = _prepared(student_logits, teacher_logits, targets, temperature, ignore_index)
+    student, teacher, ignored = prepare_pair(student_logits, teacher_logits, targets, temperature, ignore_index)
     log_q, log_p = _log_softmax(student / temperature), _log_softmax(teacher / temperature)
     log_m = torch.logaddexp(log_p + math.log(beta), _finite(log_q) + math.log1p(-beta))
     divergence = beta * _kl(log_p, log_m) + (1 - beta) * _kl(log_q, log_m)
@@ -162,7 +162,7 @@ def decoupled_kl(
     for name, value in (("alpha", alpha), ("beta", beta)):
         if not (value >= 0 and math.isfinite(value)):
             raise ValueError(f"{name} must be a finite number >= 0, got {value}")
-    student, teacher, ignored = _prepared(student_logits, teacher_logits, targets, temperature, ignore_index)
+    student, teacher, ignored = prepare_pair(student_logits, teacher_logits, targets, temperature, ignore_index)
     chosen = _safe_targets(targets, student, ignored).unsqueeze(-1)
     is_target = torch.zeros_like(student, dtype=torch.bool).scatter(-1, chosen, True)
 
@@ -217,7 +217,7 @@ def dist(
     for name, value in (("beta", beta), ("gamma", gamma)):
         if not (value >= 0 and math.isfinite(value)):
             raise ValueError(f"{name} must be a finite number >= 0, got {value}")
-    student, teacher, ignored = _prepared(student_logits, teacher_logits, targets, temperature, ignore_index)
+    student, teacher, ignored = prepare_pair(student_logits, teacher_logits, targets, temperature, ignore_index)
     q, p = (student / temperature).softmax(-1), (teacher / temperature).softmax(-1)
     loss = beta * (1 - _correlation(p, q))
     if gamma:
@@ -273,7 +273,7 @@ def plackett_luce_distillation(
     >>> plackett_luce_distillation(s, t, torch.tensor([2]))
     tensor([1.0044])
     """
-    student, teacher, ignored = _prepared(student_logits, teacher_logits, targets, temperature, ignore_index)
+    student, teacher, ignored = prepare_pair(student_logits, teacher_logits, targets, temperature, ignore_index)
     classes = student.shape[-1]
     if classes < 2:
         raise ValueError("a ranking needs at least 2 classes, got 1")
@@ -333,7 +333,7 @@ def _rank_weights(weights: RankWeights | Tensor, log_teacher: Tensor, beyond: Te
     return _log_softmax(log_alpha).exp()
 
 
-def _prepared(
+def prepare_pair(
     student: Tensor, teacher: Tensor, targets: Tensor | None, temperature: float, ignore_index: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Checked, in float32 or float64, the teacher detached; rows that do not count are replaced by zeros."""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from lossmith.reporting.comparison import Claim, Cost, Curve
 from lossmith.studies.settings import CompareSettings, make_settings
 from lossmith.studies.study import Experiment, Paper, Study
+from lossmith.studies.tensor_training import train_on_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -201,51 +202,20 @@ def _train(
     weighting: Any = None,
     **arguments: Any,
 ) -> Curve:
-    import transformers
-
     from lossmith.registry import WEIGHTINGS
-    from lossmith.training import Trainer
 
-    transformers.utils.logging.set_verbosity_error()
-    weighting = weighting or WEIGHTINGS.build(_spec(arm))
-    if hasattr(weighting, "attach"):
-        objective = weighting.attach(objective)
-    options = {
-        "lr_scheduler_type": "constant",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "save_strategy": "no",
-        "logging_steps": 10,
-        **arguments,
-    }
-    args = transformers.TrainingArguments(
-        output_dir=str(folder),
-        max_steps=steps,
-        per_device_train_batch_size=64,
-        seed=seed,
-        data_seed=seed,
-        use_cpu=True,
-        **options,
-    )
-    size = len(next(iter(columns.values())))
-    trainer = Trainer(
+    return train_on_tensors(
         model,
-        args,
-        objective=objective,
-        weighting=weighting,
-        train_dataset=range(size),
-        # Rows are looked up a batch at a time: much faster than stacking single examples.
-        data_collator=lambda indices: {name: column[indices] for name, column in columns.items()},
-    )
-    trainer.remove_callback(transformers.PrinterCallback)
-    trainer.train()
-    logged = [line for line in trainer.state.log_history if "loss_unweighted" in line]
-    return Curve(
-        steps=tuple(int(line["step"]) for line in logged),
-        tokens=tuple(int(line["step"]) * 64 * CHUNK for line in logged),
-        seconds=tuple(line["seconds"] for line in logged),
-        values=tuple(line["loss_unweighted"] for line in logged),
-    )
+        columns,
+        objective,
+        steps=steps,
+        batch_size=64,
+        seed=seed,
+        folder=folder,
+        weighting=weighting or WEIGHTINGS.build(_spec(arm)),
+        tokens_per_example=CHUNK,
+        **arguments,
+    ).curve
 
 
 def _spec(arm: str) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lossmith.training.distillation import Distillation
+    from lossmith.training.dual_head import DualHeadDistillation, GradientAlignedTrainer, gradient_cosines
     from lossmith.training.objectives import Classification, ExampleEvaluation, NextToken, Objective
     from lossmith.training.record import RunRecord
     from lossmith.training.reweighting import DynamicReweightedLoss
@@ -15,27 +16,33 @@ if TYPE_CHECKING:
 _HOMES = {
     "Classification": "objectives",
     "Distillation": "distillation",
+    "DualHeadDistillation": "dual_head",
     "DynamicReweightedLoss": "reweighting",
     "Evaluation": "trainer",
     "ExampleEvaluation": "objectives",
+    "GradientAlignedTrainer": "dual_head",
     "NextToken": "objectives",
     "NonFiniteLossError": "trainer",
     "Objective": "objectives",
     "RunRecord": "record",
     "Trainer": "trainer",
+    "gradient_cosines": "dual_head",
 }
 
 __all__ = [
     "Classification",
     "Distillation",
+    "DualHeadDistillation",
     "DynamicReweightedLoss",
     "Evaluation",
     "ExampleEvaluation",
+    "GradientAlignedTrainer",
     "NextToken",
     "NonFiniteLossError",
     "Objective",
     "RunRecord",
     "Trainer",
+    "gradient_cosines",
 ]
 
 

@@ -175,8 +175,8 @@ class Distillation:
         kept = [value.to(device) for value in self._remembered(keys, run)]
         whole = torch.stack([nn.functional.pad(v, (0, 0, 0, width - len(v))) for v in kept])
         # As wide as the layer's input: that is what was kept; else logits.
-        head: Any = getattr(self.teacher, "get_output_embeddings", lambda: None)()
-        if head is not None and whole.shape[-1] == getattr(head, "in_features", -1) != head.weight.shape[0]:
+        head = getattr(self.teacher, "get_output_embeddings", lambda: None)()
+        if isinstance(head, nn.Linear) and whole.shape[-1] == head.in_features != head.out_features:
             return TeacherLayer(whole, head.weight, head.bias)
         return TeacherLogits(whole)
 
@@ -202,7 +202,7 @@ class Distillation:
         parameter = next(model.parameters(), None)
         if parameter is not None:
             self.teacher.to(parameter.device)
-        heads = [getattr(m, "get_output_embeddings", lambda: None)() for m in (inner, self.teacher)]
+        heads: list[Any] = [getattr(m, "get_output_embeddings", lambda: None)() for m in (inner, self.teacher)]
         if all(getattr(head, "weight", None) is not None for head in heads):
             student, teacher = (head.weight.shape[0] for head in heads)
             if student != teacher:
