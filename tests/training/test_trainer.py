@@ -409,3 +409,19 @@ def test_classification_is_averaged_over_labels_of_each_example() -> None:
 def test_weighting_without_objective_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="weighting needs an objective"):
         Trainer(nn.Linear(1, 1), arguments(tmp_path), weighting=linupper())
+
+
+def test_examples_without_numbers_are_all_evaluated_though_the_last_batch_is_smaller(tmp_path: Path) -> None:
+    model = nn.Linear(3, 4).double()
+    x, labels = torch.randn(11, 3, dtype=torch.float64), torch.randint(4, (11,))
+    trainer = Trainer(
+        model,
+        arguments(tmp_path, per_device_eval_batch_size=4),
+        objective=Classification(),
+        train_dataset=range(11),
+        eval_dataset=range(11),
+        data_collator=lambda rows: {"input": x[rows], "labels": labels[rows]},
+    )
+    metrics = trainer.evaluate()
+    assert metrics["eval_targets"] == 11
+    assert metrics["eval_loss"] == pytest.approx(nn.functional.cross_entropy(model(x), labels).item(), abs=1e-12)

@@ -2,10 +2,14 @@
 
 from lossmith.heads.distillation import linear_distillation_loss
 from lossmith.heads.dual import DualHead, attach_dual_head, dual_head, export_main_head
+from lossmith.heads.hierarchical import HierarchicalSoftmax
 from lossmith.heads.linear import linear_loss
+from lossmith.heads.spherical import SphericalHead
 
 __all__ = [
     "DualHead",
+    "HierarchicalSoftmax",
+    "SphericalHead",
     "attach_dual_head",
     "dual_head",
     "export_main_head",

@@ -14,6 +14,7 @@ from lossmith.losses.distillation import (
     plackett_luce_distillation,
     reverse_kl,
 )
+from lossmith.losses.spherical import spherical_softmax_loss, taylor_softmax_loss
 
 __all__ = [
     "binary_kl",
@@ -26,5 +27,7 @@ __all__ = [
     "jensen_shannon",
     "plackett_luce_distillation",
     "reverse_kl",
+    "spherical_softmax_loss",
+    "taylor_softmax_loss",
     "z_loss",
 ]

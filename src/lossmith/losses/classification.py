@@ -47,12 +47,12 @@ def cross_entropy(
     >>> cross_entropy(torch.tensor([[2.0, 0.0], [0.0, 0.0]]), torch.tensor([0, -100]))
     tensor([0.1269, 0.0000])
     """
-    _check_class_targets(logits, targets)
+    check_class_targets(logits, targets)
     if not 0.0 <= label_smoothing < 1.0:
         raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
     if not (log_partition_penalty >= 0.0 and math.isfinite(log_partition_penalty)):
         raise ValueError(f"log_partition_penalty must be a finite number >= 0, got {log_partition_penalty}")
-    logits, targets, ignored = _safe_inputs(logits, targets, ignore_index)
+    logits, targets, ignored = safe_inputs(logits, targets, ignore_index)
     log_partition = torch.logsumexp(logits, dim=-1)
     expected = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
     if label_smoothing:
@@ -92,10 +92,10 @@ def focal_loss(
     >>> focal_loss(torch.tensor([[2.0, 0.0]]), torch.tensor([0]), gamma=2.0)
     tensor([0.0018])
     """
-    _check_class_targets(logits, targets)
+    check_class_targets(logits, targets)
     if not (gamma >= 0.0 and math.isfinite(gamma)):
         raise ValueError(f"gamma must be a finite number >= 0, got {gamma}")
-    logits, targets, ignored = _safe_inputs(logits, targets, ignore_index)
+    logits, targets, ignored = safe_inputs(logits, targets, ignore_index)
     log_probs = F.log_softmax(logits, dim=-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
     if gamma == 0:
         return (-log_probs).masked_fill(ignored, 0.0)
@@ -145,12 +145,12 @@ def z_loss(
     >>> torch.allclose(z_loss(x, torch.tensor([0])), z_loss(10 * x + 5, torch.tensor([0])))
     True
     """
-    _check_class_targets(logits, targets)
+    check_class_targets(logits, targets)
     if not (a > 0 and math.isfinite(a)):
         raise ValueError(f"a must be a finite number > 0, got {a}")
     if not math.isfinite(b):
         raise ValueError(f"b must be a finite number, got {b}")
-    logits, targets, ignored = _safe_inputs(logits, targets, ignore_index)
+    logits, targets, ignored = safe_inputs(logits, targets, ignore_index)
     ruled_out = logits == -math.inf
     classes = (~ruled_out).sum(-1, keepdim=True).clamp_min(1)
     logits = logits.masked_fill(ruled_out, 0.0)
@@ -165,7 +165,8 @@ def z_loss(
     return (F.softplus(a * (b - z)) / a).masked_fill(ignored, 0.0)
 
 
-def _check_class_targets(logits: Tensor, targets: Tensor) -> None:
+def check_class_targets(logits: Tensor, targets: Tensor) -> None:
+    """Types and shapes of logits and class indices."""
     if not logits.is_floating_point():
         raise TypeError(f"logits must be floating point, got {logits.dtype}")
     if targets.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
@@ -192,7 +193,7 @@ def check_target_range(targets: Int[Tensor, "*batch"], classes: int) -> None:
         raise ValueError(f"targets must be in [0, {classes}), got {value} at index {tuple(place.tolist())}")
 
 
-def _safe_inputs(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
+def safe_inputs(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
     """Float32 for half precision; ignored rows replaced by zeros, so that not even their NaN can reach a gradient."""
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()

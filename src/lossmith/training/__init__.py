@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from lossmith.training.objectives import Classification, ExampleEvaluation, NextToken, Objective
     from lossmith.training.record import RunRecord
     from lossmith.training.reweighting import DynamicReweightedLoss
+    from lossmith.training.spherical import SphericalHeadCallback, SphericalObjective
     from lossmith.training.trainer import Evaluation, NonFiniteLossError, Trainer
 
 _HOMES = {
@@ -25,6 +26,8 @@ _HOMES = {
     "NonFiniteLossError": "trainer",
     "Objective": "objectives",
     "RunRecord": "record",
+    "SphericalHeadCallback": "spherical",
+    "SphericalObjective": "spherical",
     "Trainer": "trainer",
     "gradient_cosines": "dual_head",
 }
@@ -41,6 +44,8 @@ __all__ = [
     "NonFiniteLossError",
     "Objective",
     "RunRecord",
+    "SphericalHeadCallback",
+    "SphericalObjective",
     "Trainer",
     "gradient_cosines",
 ]

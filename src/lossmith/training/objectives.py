@@ -183,7 +183,7 @@ class NextToken:
             return through_head(hidden, head.weight, head.bias)
 
         # Inside the layer's own call, so that wrappers which gather or cast its weights (FSDP, autocast) still do.
-        with _forward_replaced(head, forward):
+        with forward_replaced(head, forward):
             return output_logits(model(**inputs))
 
     def _has_plain_head(self, model: nn.Module, inner: nn.Module, head: Any, inputs: dict[str, Any]) -> bool:
@@ -321,7 +321,7 @@ def _cross_entropy_and_correct(logits: Float[Tensor, "rows classes"], targets: I
 
 
 @contextmanager
-def _forward_replaced(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def forward_replaced(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Let ``module`` compute ``forward`` instead, inside its own call."""
     own = module.__dict__.get("forward")
     module.forward = forward  # type: ignore[method-assign]
@@ -344,6 +344,6 @@ def _returns_head_output(model: nn.Module, head: nn.Linear, inputs: dict[str, An
 
     few = {k: v[:1, :4] if isinstance(v, Tensor) and v.ndim == 2 else v for k, v in inputs.items()}
     devices = [head.weight.device] if head.weight.device.type == "cuda" else []
-    with torch.no_grad(), torch.random.fork_rng(devices), _forward_replaced(head, forward):
+    with torch.no_grad(), torch.random.fork_rng(devices), forward_replaced(head, forward):
         logits = output_logits(model(**few))
     return len(seen) == 1 and logits.shape == seen[0].shape and torch.equal(logits.float(), seen[0].float())

@@ -257,19 +257,22 @@ class Trainer(transformers.Trainer):
         model.eval()
         rows: list[Tensor] = []
         with torch.no_grad(), self.compute_loss_context_manager():
-            for number, batch in enumerate(loader):
+            seen = 0
+            for batch in loader:
                 batch = self._prepare_inputs(batch)
                 part: ExampleEvaluation = evaluate_batch(model, batch)
                 examples = len(part.targets)
-                index = batch.get("index", torch.arange(number * examples, (number + 1) * examples))
+                first = seen + self.accelerator.process_index * examples
+                index = batch.get("index", torch.arange(first, first + examples))
+                seen += examples * self.accelerator.num_processes
                 domain = batch.get("domain", torch.full((examples,), -1))
                 columns = [index, part.loss_sums, part.targets, part.correct, domain]
                 local = torch.stack([c.to(device=part.loss_sums.device, dtype=torch.float64) for c in columns], dim=-1)
                 rows.append(self.accelerator.gather(local))
         model.train(training)
         # Processes fill the last batch with repeated examples: each counts once.
-        order, first = _unique(torch.cat(rows)[:, 0])
-        table = torch.cat(rows)[first][order].cpu()
+        order, kept = _unique(torch.cat(rows)[:, 0])
+        table = torch.cat(rows)[kept][order].cpu()
         domains = table[:, 4].long() if bool((table[:, 4] >= 0).all()) else None
         self.last_evaluation = Evaluation(table[:, 1], table[:, 2].long(), table[:, 3].long(), domains)
         self.evaluated_step = self.state.global_step
