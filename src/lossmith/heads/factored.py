@@ -53,8 +53,9 @@ class Gradient:
         by_targets: the nonzeros of ``y``.
         rows: their classes.
         s: sums of outputs.
-        with_gram: ``H WᵀW``.
         sparse_part: ``(g_s 1 + y) W``.
+        weighted: ``diag(2 g_q) H``.
+        of_hidden: the gradient of ``H``.
         rotated: ``H Uᵀ`` of each factor in use.
     """
 
@@ -64,34 +65,10 @@ class Gradient:
     by_targets: Float[Tensor, "rows targets"]
     rows: Int[Tensor, "rows targets"]
     s: Float[Tensor, " rows"]
-    with_gram: Float[Tensor, "rows features"]
     sparse_part: Float[Tensor, "rows features"]
+    weighted: Float[Tensor, "rows features"]
+    of_hidden: Float[Tensor, "rows features"]
     rotated: dict[str, Float[Tensor, "rows features"]]
-
-    @property
-    def weighted(self) -> Float[Tensor, "rows features"]:
-        """``diag(2 g_q) H``."""
-        return (2 * self.by_q).unsqueeze(-1) * self.hidden
-
-    @property
-    def of_hidden(self) -> Float[Tensor, "rows features"]:
-        """The gradient of ``H``."""
-        return torch.addcmul(self.sparse_part, (2 * self.by_q).unsqueeze(-1), self.with_gram)
-
-    def scaled(self, scale: Float[Tensor, " rows"]) -> Gradient:
-        """Each row's gradient times its ``scale``."""
-        wide = scale.unsqueeze(-1)
-        return Gradient(
-            self.hidden,
-            self.by_q * scale,
-            self.by_s * scale,
-            self.by_targets * wide,
-            self.rows,
-            self.s,
-            self.with_gram,
-            self.sparse_part * wide,
-            self.rotated,
-        )
 
     @staticmethod
     def joined(parts: list[Gradient]) -> Gradient:
@@ -203,17 +180,16 @@ def _by_class(g: Gradient) -> Tensor:
 
 
 class Move(NamedTuple):
-    """A step of a factor, not applied yet: ``H U'⁻¹`` of the new one, and what ``U`` loses and its inverse becomes."""
+    """A step of a factor, not applied yet: ``H U'⁻¹`` of the new one, ``H Uᵀ`` of the old, and the new inverse if known."""
 
     rows: Tensor
-    lost: Tensor
+    rotated: Tensor
     inverse: Tensor | None
 
 
 def move_of_factor(factor: Factor, g: Gradient, rotated: Tensor, p: Products, lr: float) -> Move | None:
     """``None`` where the step would make ``U`` singular (or nearly so)."""
     h, two_q = g.hidden, 2 * g.by_q
-    lost = lr * (rotated.T @ g.weighted)
     if p.of_hidden is not None:
         # P = H U'⁻¹ solves (I - E) P = H U⁻¹, E = η H Hᵀ diag(2 g_q) (Woodbury).
         e = (lr * p.of_hidden) * two_q
@@ -225,22 +201,22 @@ def move_of_factor(factor: Factor, g: Gradient, rotated: Tensor, p: Products, lr
             rows = start
             for _ in range(max(1, terms)):
                 rows = torch.addmm(start, e, rows)
-            return Move(rows, lost, None)
+            return Move(rows, rotated, None)
         system = torch.eye(len(e), dtype=e.dtype, device=e.device) - e
         lu, pivots, _ = torch.linalg.lu_factor_ex(system)
         if not bool(lu.diagonal().abs().amin() > 1e-4):
             return None
-        return Move(torch.linalg.lu_solve(lu, pivots, start), lost, None)
-    inverse, info = torch.linalg.inv_ex(factor.u - lost)
+        return Move(torch.linalg.lu_solve(lu, pivots, start), rotated, None)
+    inverse, info = torch.linalg.inv_ex(factor.u - lr * (rotated.T @ g.weighted))
     inverse = inverse.to(h.dtype)
     if int(info) or not bool(torch.isfinite(inverse).all()):
         return None
-    return Move(h @ inverse, lost, inverse)
+    return Move(h @ inverse, rotated, inverse)
 
 
 def apply_move(factor: Factor, move: Move, g: Gradient, lr: float) -> None:
     """Change ``U``, its inverse and ``ω`` in place."""
-    factor.u.sub_(move.lost)
+    factor.u.sub_(move.rotated.T @ g.weighted, alpha=lr)
     if move.inverse is not None:
         factor.inverse.copy_(move.inverse)
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -23,7 +23,7 @@ from lossmith.heads.factored import (
     move_of_factor,
     products,
 )
-from lossmith.heads.spherical_family import Outputs, spherical_loss
+from lossmith.heads.spherical_family import Derivatives, Outputs, spherical_loss
 
 Targets = Tensor | tuple[Tensor, Tensor]
 
@@ -219,8 +219,8 @@ class SphericalHead(nn.Module):
             return 0.0
         return math.sqrt(max(0.0, float(products(Gradient.joined(self._pending), self.num_classes).squared_norm)))
 
-    def _forward(self, hidden: Tensor, indices: Tensor, values: Tensor) -> tuple[Tensor, Gradient]:
-        """Losses, and the unscaled gradient of each row."""
+    def _forward(self, hidden: Tensor, indices: Tensor, values: Tensor) -> tuple[Tensor, _Unscaled]:
+        """Losses, and each row's gradient as if its loss counted once."""
         w, d = self._in_working_type(), self.num_classes
         with_gram = hidden @ w["centred"]
         centred = torch.linalg.vecdot(with_gram, hidden)
@@ -241,8 +241,7 @@ class SphericalHead(nn.Module):
             y = found.by_targets if mine is None else found.by_targets * mine
             weighted = y * rows[:, 0] if y.shape[1] == 1 else torch.einsum("mk,mkd->md", y, rows)
             sparse.addmm_(weighted, w[f"{name}_u"]).addr_(y.sum(-1), w[f"{name}_omega"])
-        gradient = Gradient(hidden, found.by_q, found.by_s, found.by_targets, indices, s, with_gram, sparse, rotated)
-        return found.loss, gradient
+        return found.loss, _Unscaled(hidden, found, indices, s, with_gram, sparse, rotated)
 
     def _descend(self, g: Gradient, lr: float) -> None:
         p = products(g, self.num_classes)
@@ -261,7 +260,7 @@ class SphericalHead(nn.Module):
                 y = g.by_targets if mine is None else g.by_targets * mine
                 shift = y * move.rows if y.shape[1] == 1 else y.unsqueeze(-1) * move.rows.unsqueeze(1)
                 self.v.index_add_(0, g.rows.reshape(-1), shift.reshape(-1, self.in_features), alpha=-lr)
-        self.gram.sub_(change).sub_(change.T)
+        self.gram.sub_(change + change.T)
         self.sums.sub_(lost)
 
     def _descend_materialised(self, g: Gradient, lr: float) -> None:
@@ -385,8 +384,8 @@ class SphericalHead(nn.Module):
             dtype = self.v.dtype
             made = {"centred": self.gram.to(dtype), "sums": self.sums.to(dtype)}
             for name in ("old", "new") if self._busy else ("old",):
-                u, _, omega = self._factor(name)
-                made |= {f"{name}_u": u.to(dtype), f"{name}_omega": omega.to(dtype)}
+                factor = self._factor(name)
+                made |= {f"{name}_u": factor.u.to(dtype), f"{name}_omega": factor.omega.to(dtype)}
             self._working = made
         return self._working
 
@@ -529,6 +528,36 @@ class SphericalHead(nn.Module):
             raise ValueError(f"targets must be in [0, {self.num_classes}), got {int(bad)}")
 
 
+class _Unscaled(NamedTuple):
+    """What a forward pass leaves for its backward pass."""
+
+    hidden: Tensor
+    found: Derivatives
+    rows: Tensor
+    s: Tensor
+    with_gram: Tensor
+    sparse_part: Tensor
+    rotated: dict[str, Tensor]
+
+    def times(self, scale: Float[Tensor, " rows"]) -> Gradient:
+        """The gradient of the sum of the losses times ``scale``."""
+        wide, by_q = scale.unsqueeze(-1), self.found.by_q * scale
+        two_q = (2 * by_q).unsqueeze(-1)
+        sparse_part = self.sparse_part * wide
+        return Gradient(
+            self.hidden,
+            by_q,
+            self.found.by_s * scale,
+            self.found.by_targets * wide,
+            self.rows,
+            self.s,
+            sparse_part,
+            two_q * self.hidden,
+            torch.addcmul(sparse_part, two_q, self.with_gram),
+            self.rotated,
+        )
+
+
 class _SphericalLosses(torch.autograd.Function):
     """Losses by row; its backward leaves the scaled gradient of ``W`` with the head."""
 
@@ -543,7 +572,7 @@ class _SphericalLosses(torch.autograd.Function):
         head, g = ctx.head, ctx.gradient
         if ctx.count != head._count:
             raise RuntimeError("the head has made a step since this loss was computed; run the forward pass again")
-        scaled = g.scaled(upstream.detach())
+        scaled = g.times(upstream.detach())
         if head.training:
             head._pending.append(scaled)
         return scaled.of_hidden, None, None, None

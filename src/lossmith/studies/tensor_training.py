@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ def train_on_tensors(
     weighting: Any = None,
     tokens_per_example: int = 1,
     trainer_class: type | None = None,
+    callbacks: Sequence[Any] = (),
     optimizers: Callable[[nn.Module], tuple[Any, Any]] | None = None,
     **arguments: Any,
 ) -> Trained:
@@ -50,6 +51,7 @@ def train_on_tensors(
         weighting: see :class:`lossmith.training.Trainer`.
         tokens_per_example: for the curve.
         trainer_class: a subclass of :class:`lossmith.training.Trainer`.
+        callbacks: of ``transformers.Trainer``.
         optimizers: makes an optimiser and a learning-rate schedule, instead of those that ``arguments`` name.
         **arguments: of ``transformers.TrainingArguments``.
     """
@@ -81,6 +83,7 @@ def train_on_tensors(
         args,
         objective=weighting_objective,
         weighting=weighting,
+        callbacks=list(callbacks),
         **({"optimizers": optimizers(model)} if optimizers is not None else {}),
         train_dataset=range(len(next(iter(columns.values())))),
         # Rows are looked up a batch at a time: much faster than stacking single examples.
