@@ -6,9 +6,9 @@
 
 A shape is features x batch. One step is: loss, gradient of hidden, plain SGD of the whole output matrix, float32. All
 candidates in one process, in rounds: the slow ones one step per round, the fast ones many; reported are the median and
-the median over rounds of the ratio to SphericalHead within the round. Its stabilisation is on; a rewriting of its factor
-is also forced, and the longest step with and without it is reported in units of the median step. Peak memory: in a fresh
-process, the high-water mark of the resident set during steps less that before them.
+the median over rounds of the ratio to SphericalHead within the round. Its stabilisation is on; a rewriting of its
+factor is also forced, and the longest step with and without it is reported in units of the median step. Peak memory: in
+a fresh process, the high-water mark of the resident set during steps less that before them.
 
 Arithmetic floor: with d features, m rows (m < d) and one factor, a step has seven products of 2 m d² and four of 2 m² d
 operations, and nothing that grows with the classes but the gather and scatter of m rows. ``floor`` times these products
@@ -18,6 +18,7 @@ alone.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import subprocess
@@ -130,6 +131,7 @@ def compare(classes: int, features: int, rows: int, zipf: bool, rounds: int, thr
         ours(*batch())
         alone()
     results: dict[str, dict] = {}
+    own = [sys.executable, __file__, "--classes", str(classes), "--threads", str(threads)]
     quiet: list[float] = []
     ratios_to_floor = []
     for name, build in peers(classes, features).items():
@@ -137,8 +139,8 @@ def compare(classes: int, features: int, rows: int, zipf: bool, rounds: int, thr
         peer(*batch())
         seconds, ratios = [], []
         for _ in range(rounds):
-            seconds.append(timed(lambda: peer(*batch())))
-            mine = [timed(lambda: ours(*batch())) for _ in range(50)]
+            seconds.append(timed(functools.partial(peer, *batch())))
+            mine = [timed(functools.partial(ours, *batch())) for _ in range(50)]
             least = [timed(alone) for _ in range(20)]
             quiet += mine
             ratios.append(seconds[-1] / statistics.median(mine))
@@ -147,14 +149,8 @@ def compare(classes: int, features: int, rows: int, zipf: bool, rounds: int, thr
         del peer
     middle = statistics.median(quiet)
     head._pace, head._busy = max(512, classes // 1000), True
-    rewriting = [timed(lambda: ours(*batch())) for _ in range(300)]
-    memory = subprocess.run(
-        [sys.executable, __file__, "--memory-of", f"{features}x{rows}", "--classes", str(classes)]
-        + ["--threads", str(threads)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    rewriting = [timed(functools.partial(ours, *batch())) for _ in range(300)]
+    memory = subprocess.run([*own, "--memory-of", f"{features}x{rows}"], capture_output=True, text=True, check=True)
     return {
         "classes": classes,
         "features": features,
@@ -192,7 +188,7 @@ def flat(rounds: int) -> list[dict]:
             (torch.randn(128, 256, generator=generator), torch.randint(classes, (128,), generator=generator))
             for _ in range(50 * rounds)
         ]
-        seconds = [timed(lambda b=b: step(*b)) for b in batches][10:]
+        seconds = [timed(functools.partial(step, *batch)) for batch in batches][10:]
         found.append({"classes": classes, "milliseconds": 1e3 * statistics.median(seconds)})
     return found
 
@@ -236,8 +232,8 @@ def network(classes: int, rounds: int) -> dict:
 def show(r: dict) -> None:
     print(f"\n{r['classes']:,} classes, {r['features']} features, batch {r['rows']}, {r['targets']} targets")
     print(
-        f"SphericalHead: {r['milliseconds']:.2f} ms a step, {r['to_floor']:.2f} x the matrix products alone; longest step "
-        f"{r['longest_step']:.1f} x the median; while rewriting {r['rewriting_median']:.1f} x, longest "
+        f"SphericalHead: {r['milliseconds']:.2f} ms a step, {r['to_floor']:.2f} x the matrix products alone; longest "
+        f"step {r['longest_step']:.1f} x the median; while rewriting {r['rewriting_median']:.1f} x, longest "
         f"{r['rewriting_longest']:.1f} x"
     )
     print(

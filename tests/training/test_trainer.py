@@ -425,3 +425,24 @@ def test_examples_without_numbers_are_all_evaluated_though_the_last_batch_is_sma
     metrics = trainer.evaluate()
     assert metrics["eval_targets"] == 11
     assert metrics["eval_loss"] == pytest.approx(nn.functional.cross_entropy(model(x), labels).item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.0, 0.01])
+def test_sparse_gradients_are_measured_and_clipped_like_dense_ones(max_grad_norm: float, tmp_path: Path) -> None:
+    ids, labels = torch.randint(10, (12,)), torch.randint(4, (12,))
+    ends = []
+    for sparse in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(10, 5, sparse=sparse), nn.Linear(5, 4)).double()
+        trainer = Trainer(
+            model,
+            arguments(tmp_path, optim="sgd", max_grad_norm=max_grad_norm, per_device_train_batch_size=12),
+            objective=Classification(),
+            train_dataset=range(12),
+            data_collator=lambda rows: {"input": ids[rows], "labels": labels[rows]},
+        )
+        trainer.train()
+        norms = [line["grad_norm"] for line in trainer.state.log_history if "grad_norm" in line]
+        ends.append((norms, model[0].weight.detach().clone()))
+    assert ends[1][0] == pytest.approx(ends[0][0], rel=1e-6)
+    torch.testing.assert_close(ends[1][1], ends[0][1], rtol=1e-7, atol=1e-7)

@@ -180,7 +180,7 @@ def _by_class(g: Gradient) -> Tensor:
 
 
 class Move(NamedTuple):
-    """A step of a factor, not applied yet: ``H U'⁻¹`` of the new one, ``H Uᵀ`` of the old, and the new inverse if known."""
+    """A step of a factor, not applied yet: ``H U'⁻¹`` of the new one, ``H Uᵀ`` of the old; the new inverse if known."""
 
     rows: Tensor
     rotated: Tensor

@@ -136,9 +136,10 @@ def topk_errors(
         scores_or_head: scores of all classes, or a head with ``topk(hidden, k)``.
         hidden: last hidden states, for a head.
         targets: class indices.
-        ks: in any order.
+        ks: in any order; with ``k`` classes or fewer the error is 0.
     """
-    most = max(ks)
+    classes = scores_or_head.shape[-1] if isinstance(scores_or_head, Tensor) else scores_or_head.num_classes
+    most = min(max(ks), classes)
     if isinstance(scores_or_head, Tensor):
         best = scores_or_head.topk(most, -1).indices
     else:

@@ -230,8 +230,21 @@ class Trainer(transformers.Trainer):
             if self.accelerator.num_processes == 1 and self.accelerator.scaler is None:
                 raise NonFiniteLossError(self.state.global_step, "the loss", self._not_finite)
 
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """As in ``transformers.Trainer``, also for sparse gradients (embeddings, trees), which torch does not clip."""
+        if not _has_sparse_gradients(model):
+            return super()._clip_grad_norm(model)
+        norm = _norm_with_sparse_gradients(model)
+        scale = (self.args.max_grad_norm / (norm + 1e-6)).clamp_max(1.0)
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(scale)
+        return norm
+
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The gradient norm; a run whose loss or gradient is not finite ends here, before the weights are touched."""
+        if grad_norm is None and _has_sparse_gradients(model):
+            grad_norm = _norm_with_sparse_gradients(model)
         norm = super()._get_grad_norm(model, grad_norm)
         watched = self.objective is not None and self.accelerator.scaler is None
         # The norm is that of the averaged gradient, so that all processes agree and stop together.
@@ -476,6 +489,17 @@ def last_complete_checkpoint(folder: str | Path) -> Path | None:
     """The newest complete checkpoint in ``folder``, for ``resume_from_checkpoint``."""
     whole = [c for c in Path(folder).glob("checkpoint-*") if is_complete(c)]
     return max(whole, key=checkpoint_step, default=None)
+
+
+def _has_sparse_gradients(model: nn.Module) -> bool:
+    return any(p.grad is not None and p.grad.is_sparse for p in model.parameters())
+
+
+def _norm_with_sparse_gradients(model: nn.Module) -> Tensor:
+    gradients = [
+        p.grad.coalesce().values() if p.grad.is_sparse else p.grad for p in model.parameters() if p.grad is not None
+    ]
+    return torch.stack([g.norm() for g in gradients]).norm()
 
 
 def _positions(batch: Batch) -> int:
