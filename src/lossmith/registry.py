@@ -169,8 +169,13 @@ def _is_weighting_factory(name: str, thing: Any) -> bool:
 
 
 def _begins_with(*names: str) -> Callable[[str, Any], bool]:
-    """Accept functions whose first arguments are called so: what tells the kinds of losses apart."""
-    return lambda _, thing: tuple(inspect.signature(thing).parameters)[: len(names)] == names
+    """Accept functions of each example alone whose first arguments are called so: what tells kinds of losses apart."""
+
+    def accept(_: str, thing: Any) -> bool:
+        alone = not getattr(thing, "relates_examples", False)
+        return alone and tuple(inspect.signature(thing).parameters)[: len(names)] == names
+
+    return accept
 
 
 LOSSES = Registry("loss", "lossmith.losses", "lossmith.losses", _begins_with("logits", "targets"))

@@ -14,20 +14,26 @@ from lossmith.losses.distillation import (
     plackett_luce_distillation,
     reverse_kl,
 )
+from lossmith.losses.overlap import class_weights, dice_loss, set_dice_loss, set_tversky_loss, tversky_loss
 from lossmith.losses.spherical import spherical_softmax_loss, taylor_softmax_loss
 
 __all__ = [
     "binary_kl",
     "binary_kl_norm",
+    "class_weights",
     "cross_entropy",
     "decoupled_kl",
+    "dice_loss",
     "dist",
     "distillation_kl",
     "focal_loss",
     "jensen_shannon",
     "plackett_luce_distillation",
     "reverse_kl",
+    "set_dice_loss",
+    "set_tversky_loss",
     "spherical_softmax_loss",
     "taylor_softmax_loss",
+    "tversky_loss",
     "z_loss",
 ]

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from lossmith.training.objectives import Classification, ExampleEvaluation, NextToken, Objective
     from lossmith.training.record import RunRecord
     from lossmith.training.reweighting import DynamicReweightedLoss
+    from lossmith.training.set_classification import SetClassification
     from lossmith.training.spherical import SphericalHeadCallback, SphericalObjective
     from lossmith.training.trainer import Evaluation, NonFiniteLossError, Trainer
 
@@ -26,6 +27,7 @@ _HOMES = {
     "NonFiniteLossError": "trainer",
     "Objective": "objectives",
     "RunRecord": "record",
+    "SetClassification": "set_classification",
     "SphericalHeadCallback": "spherical",
     "SphericalObjective": "spherical",
     "Trainer": "trainer",
@@ -44,6 +46,7 @@ __all__ = [
     "NonFiniteLossError",
     "Objective",
     "RunRecord",
+    "SetClassification",
     "SphericalHeadCallback",
     "SphericalObjective",
     "Trainer",

@@ -210,9 +210,12 @@ class Classification:
 
     def __call__(self, model: nn.Module, batch: Batch) -> Float[Tensor, examples]:
         """One loss per example; 0 for an example without targets."""
-        logits = output_logits(model(**accepted_inputs(unwrapped(model), batch)))
-        rows = _rows(self.loss, logits, batch["labels"])
+        rows = self.rows(model, batch)
         return rows.flatten(1).sum(-1) / self.target_counts(batch).clamp_min(1) if rows.ndim > 1 else rows
+
+    def rows(self, model: nn.Module, batch: Batch) -> Float[Tensor, "examples ..."]:
+        """The loss of each label, 0 where it is masked."""
+        return _rows(self.loss, output_logits(model(**accepted_inputs(unwrapped(model), batch))), batch["labels"])
 
     def target_counts(self, batch: Batch) -> Int[Tensor, examples]:
         """Number of unmasked labels of each example."""

@@ -123,6 +123,13 @@ class Trainer(transformers.Trainer):
         if not batches:
             return batches, None
         batches = [dict(self._prepare_inputs(batch)) for batch in batches]
+        if getattr(self.objective, "relates_examples", False) and (
+            len(batches) > 1 or self.accelerator.num_processes > 1
+        ):
+            raise ValueError(
+                "this objective is one loss of the whole batch, which micro-batches and processes would cut; use one "
+                "process and gradient_accumulation_steps=1"
+            )
         counts = [self._target_counts(batch) for batch in batches]
         self._count_tokens(sum(int(c.sum()) for c in counts))
         step = self.state.global_step
