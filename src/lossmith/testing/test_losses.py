@@ -138,7 +138,7 @@ def test_extreme_logits_stay_finite(name: str, size: float, dtype: torch.dtype) 
 
 @every_loss
 def test_a_class_at_minus_infinity_is_ruled_out(name: str) -> None:
-    """Loss and gradient are those of the remaining classes; infinite where a target is ruled out (unless ``bounded``)."""
+    """Loss and gradient are those of the other classes; infinite where a target is ruled out (unless ``bounded``)."""
     logits, targets = inputs(3)
     targets[:] = torch.tensor([0, 1, 2])
     cut = logits.clone()

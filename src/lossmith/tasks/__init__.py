@@ -1,0 +1,1 @@
+"""Finished systems for tasks, with the field's standard verbs (fit, predict, evaluate, save_pretrained)."""
