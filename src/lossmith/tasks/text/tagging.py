@@ -171,7 +171,10 @@ class TokenTagger:
     def _build(self, sentences: Sequence[Sentence]) -> None:
         from transformers import AutoModelForTokenClassification, AutoTokenizer, BertConfig, BertForTokenClassification
 
-        labels = {"id2label": dict(enumerate(self.tags_)), "label2id": {t: i for i, t in enumerate(self.tags_)}}
+        labels: dict[str, Any] = {
+            "id2label": dict(enumerate(self.tags_)),
+            "label2id": {t: i for i, t in enumerate(self.tags_)},
+        }
         if self.model is not None:
             self.tokenizer_ = AutoTokenizer.from_pretrained(self.model)
             with warnings.catch_warnings():
@@ -191,7 +194,6 @@ class TokenTagger:
             intermediate_size=4 * self.width,
             max_position_embeddings=self.max_length,
             pad_token_id=self.tokenizer_.pad_token_id,
-            num_labels=len(self.tags_),
             **labels,
         )
         self.model_ = BertForTokenClassification(config)
@@ -202,7 +204,7 @@ class TokenTagger:
         from lossmith.training import Classification, SetClassification
 
         spec = parse_spec(self.loss)
-        whole = {"set_dice_loss": set_dice_loss, "set_tversky_loss": set_tversky_loss}
+        whole: dict[str, Any] = {"set_dice_loss": set_dice_loss, "set_tversky_loss": set_tversky_loss}
         if spec.name in whole:
             return SetClassification(whole[spec.name], **spec.options)
         if spec.name == "weighted_cross_entropy":
