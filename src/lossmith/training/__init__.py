@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lossmith.training.record import RunRecord
     from lossmith.training.reweighting import DynamicReweightedLoss
     from lossmith.training.set_classification import SetClassification
+    from lossmith.training.span_extraction import SpanExtraction
     from lossmith.training.spherical import SphericalHeadCallback, SphericalObjective
     from lossmith.training.trainer import Evaluation, NonFiniteLossError, Trainer
 
@@ -28,6 +29,7 @@ _HOMES = {
     "Objective": "objectives",
     "RunRecord": "record",
     "SetClassification": "set_classification",
+    "SpanExtraction": "span_extraction",
     "SphericalHeadCallback": "spherical",
     "SphericalObjective": "spherical",
     "Trainer": "trainer",
@@ -47,6 +49,7 @@ __all__ = [
     "Objective",
     "RunRecord",
     "SetClassification",
+    "SpanExtraction",
     "SphericalHeadCallback",
     "SphericalObjective",
     "Trainer",
