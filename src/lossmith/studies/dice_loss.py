@@ -226,10 +226,10 @@ STUDY = Study(
     lower_is_better=False,
     better=dict.fromkeys(("gaussian/f1_2", "gaussian/f1_5", "gaussian/f1_50", "gaussian/accuracy_50"), "higher"),
     claims=CLAIMS,
-    seeds={"smoke": 2, "quick": 3, "full": 5},
+    seeds={"smoke": 2, "quick": 5, "full": 5},
     options={
         "smoke": {**TAGGER, "data": "python", "sentences": 60, "epochs": 1, "points": 600},
-        "quick": {**TAGGER, "data": "python", "sentences": 1500, "epochs": 4, "points": 8000},
+        "quick": {**TAGGER, "data": "python", "sentences": 900, "epochs": 4, "points": 8000},
         "full": {
             **TAGGER,
             "data": None,
