@@ -205,14 +205,14 @@ def test_several_valued_targets_equal_dense_squared_error() -> None:
 @pytest.mark.slow
 def test_five_thousand_contracting_steps_stay_well_conditioned() -> None:
     """The digest's stress: without stabilisation U's smallest singular value falls to 1e-73."""
-    contracting_steps(5000, 1e-12)
+    check_contracting_steps(5000, 1e-12)
 
 
 def test_contracting_steps_stay_well_conditioned() -> None:
-    contracting_steps(600, 1e-12)
+    check_contracting_steps(600, 1e-12)
 
 
-def contracting_steps(number: int, tolerance: float) -> None:
+def check_contracting_steps(number: int, tolerance: float) -> None:
     generator = torch.Generator().manual_seed(0)
     weight = 0.3 * torch.randn(40, 5, generator=generator, dtype=torch.float64)
     head = SphericalHead(5, 40, loss="squared_error", weight=weight, stabilize_every=50, dtype=torch.float64)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from lossmith.heads.factored import (
@@ -23,9 +23,8 @@ from lossmith.heads.factored import (
     move_of_factor,
     products,
 )
-from lossmith.heads.spherical_family import Derivatives, Outputs, spherical_loss
-
-Targets = Tensor | tuple[Tensor, Tensor]
+from lossmith.heads.spherical_family import Outputs, spherical_loss
+from lossmith.heads.spherical_step import SphericalLosses, Targets, Unscaled, read_targets
 
 # Rows of V that are multiplied at a time where all of them are wanted.
 BLOCK = 8192
@@ -169,17 +168,17 @@ class SphericalHead(nn.Module):
             return self.scores(hidden)
         self._check_hidden(hidden)
         batch = hidden.shape[:-1]
-        indices, values, counted = self._targets(targets, batch)
+        indices, values, counted = read_targets(targets, batch, self)
         flat = hidden.reshape(-1, self.in_features)
         if self.training and torch.is_grad_enabled() and not flat.requires_grad:
             # Fixed features: the backward pass must still reach the head.
             flat = flat.detach().requires_grad_()
         if not bool(counted.all()):
             chosen = counted.nonzero().squeeze(-1)
-            part = _SphericalLosses.apply(flat[chosen], indices[chosen], values[chosen], self)
+            part = SphericalLosses.apply(flat[chosen], indices[chosen], values[chosen], self)
             losses = part.new_zeros(len(flat)).index_copy(0, chosen, part)
         else:
-            losses = _SphericalLosses.apply(flat, indices, values, self)
+            losses = SphericalLosses.apply(flat, indices, values, self)
         return losses.reshape(batch)
 
     @torch.no_grad()
@@ -219,7 +218,7 @@ class SphericalHead(nn.Module):
             return 0.0
         return math.sqrt(max(0.0, float(products(Gradient.joined(self._pending), self.num_classes).squared_norm)))
 
-    def _forward(self, hidden: Tensor, indices: Tensor, values: Tensor) -> tuple[Tensor, _Unscaled]:
+    def _forward(self, hidden: Tensor, indices: Tensor, values: Tensor) -> tuple[Tensor, Unscaled]:
         """Losses, and each row's gradient as if its loss counted once."""
         w, d = self._in_working_type(), self.num_classes
         with_gram = hidden @ w["centred"]
@@ -241,7 +240,7 @@ class SphericalHead(nn.Module):
             y = found.by_targets if mine is None else found.by_targets * mine
             weighted = y * rows[:, 0] if y.shape[1] == 1 else torch.einsum("mk,mkd->md", y, rows)
             sparse.addmm_(weighted, w[f"{name}_u"]).addr_(y.sum(-1), w[f"{name}_omega"])
-        return found.loss, _Unscaled(hidden, found, indices, s, with_gram, sparse, rotated)
+        return found.loss, Unscaled(hidden, found, indices, s, with_gram, sparse, rotated)
 
     def _descend(self, g: Gradient, lr: float) -> None:
         p = products(g, self.num_classes)
@@ -485,94 +484,3 @@ class SphericalHead(nn.Module):
             raise ValueError(f"hidden must have {self.in_features} features, got shape {tuple(hidden.shape)}")
         if hidden.dtype != self.v.dtype:
             raise TypeError(f"hidden must have the head's dtype, {self.v.dtype}, got {hidden.dtype}")
-
-    def _targets(self, targets: Targets, batch: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
-        """Indices and values (rows x K), and which rows count."""
-        if isinstance(targets, tuple):
-            indices, values = targets
-        elif targets.is_floating_point():
-            if targets.shape != (*batch, self.num_classes):
-                raise ValueError(
-                    f"dense targets must have shape {(*batch, self.num_classes)}, got {tuple(targets.shape)}"
-                )
-            width = max(1, int((targets != 0).sum(-1).max())) if targets.numel() else 1
-            # The places of the nonzeros come first in a stable sort.
-            indices = (targets == 0).to(torch.uint8).sort(dim=-1, stable=True).indices[..., :width]
-            values = targets.gather(-1, indices)
-        else:
-            if targets.shape != batch:
-                raise ValueError(f"targets must have the shape {tuple(batch)}, got {tuple(targets.shape)}")
-            counted = (targets != self.ignore_index).reshape(-1)
-            indices = targets.long().masked_fill(targets == self.ignore_index, 0).reshape(-1, 1)
-            self._check_range(indices)
-            return indices, torch.ones_like(indices, dtype=self.v.dtype), counted
-        if not self.loss.several:
-            raise ValueError(f"{self.loss.name} takes one class index per row; only squared_error takes valued targets")
-        if indices.shape != values.shape or indices.shape[:-1] != batch:
-            raise ValueError(
-                f"indices and values must both have shape {(*batch, 'K')}, got {tuple(indices.shape)} and "
-                f"{tuple(values.shape)}"
-            )
-        flat = indices.reshape(-1, indices.shape[-1]).long()
-        self._check_range(flat)
-        if flat.shape[-1] > 1 and not isinstance(targets, Tensor):
-            ordered = flat.sort(-1).values
-            if bool((ordered[:, 1:] == ordered[:, :-1]).any()):
-                raise ValueError("a row names the same class twice; add its values up")
-        counted = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
-        return flat, values.reshape(flat.shape).detach().to(self.v.dtype), counted
-
-    def _check_range(self, indices: Int[Tensor, "rows targets"]) -> None:
-        if indices.numel() and (int(indices.min()) < 0 or int(indices.max()) >= self.num_classes):
-            bad = indices[(indices < 0) | (indices >= self.num_classes)][0]
-            raise ValueError(f"targets must be in [0, {self.num_classes}), got {int(bad)}")
-
-
-class _Unscaled(NamedTuple):
-    """What a forward pass leaves for its backward pass."""
-
-    hidden: Tensor
-    found: Derivatives
-    rows: Tensor
-    s: Tensor
-    with_gram: Tensor
-    sparse_part: Tensor
-    rotated: dict[str, Tensor]
-
-    def times(self, scale: Float[Tensor, " rows"]) -> Gradient:
-        """The gradient of the sum of the losses times ``scale``."""
-        wide, by_q = scale.unsqueeze(-1), self.found.by_q * scale
-        two_q = (2 * by_q).unsqueeze(-1)
-        sparse_part = self.sparse_part * wide
-        return Gradient(
-            self.hidden,
-            by_q,
-            self.found.by_s * scale,
-            self.found.by_targets * wide,
-            self.rows,
-            self.s,
-            sparse_part,
-            two_q * self.hidden,
-            torch.addcmul(sparse_part, two_q, self.with_gram),
-            self.rotated,
-        )
-
-
-class _SphericalLosses(torch.autograd.Function):
-    """Losses by row; its backward leaves the scaled gradient of ``W`` with the head."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, indices: Tensor, values: Tensor, head: SphericalHead) -> Tensor:
-        losses, gradient = head._forward(hidden.detach(), indices, values)
-        ctx.head, ctx.gradient, ctx.count = head, gradient, head._count
-        return losses
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, None, None, None]:
-        head, g = ctx.head, ctx.gradient
-        if ctx.count != head._count:
-            raise RuntimeError("the head has made a step since this loss was computed; run the forward pass again")
-        scaled = g.times(upstream.detach())
-        if head.training:
-            head._pending.append(scaled)
-        return scaled.of_hidden, None, None, None

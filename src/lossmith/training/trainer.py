@@ -25,6 +25,7 @@ from lossmith.training.models import matmul_parameters
 from lossmith.training.objectives import EXAMPLE_WEIGHTS, Batch, ExampleEvaluation, Objective
 from lossmith.training.record import RunRecord, checkpoint_step, is_complete, mark_complete
 from lossmith.training.sampling import PermutationStream
+from lossmith.training.sparse_gradients import clip_sparse_gradients, has_sparse_gradients, norm_with_sparse_gradients
 
 # Names by which the Trainer logs, and what the run record calls them.
 _RECORD_NAMES = {"loss": "train/loss", "loss_unweighted": "train/loss_unweighted"}
@@ -239,19 +240,14 @@ class Trainer(transformers.Trainer):
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """As in ``transformers.Trainer``, also for sparse gradients (embeddings, trees), which torch does not clip."""
-        if not _has_sparse_gradients(model):
+        if not has_sparse_gradients(model):
             return super()._clip_grad_norm(model)
-        norm = _norm_with_sparse_gradients(model)
-        scale = (self.args.max_grad_norm / (norm + 1e-6)).clamp_max(1.0)
-        for parameter in model.parameters():
-            if parameter.grad is not None:
-                parameter.grad.mul_(scale)
-        return norm
+        return clip_sparse_gradients(model, self.args.max_grad_norm)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The gradient norm; a run whose loss or gradient is not finite ends here, before the weights are touched."""
-        if grad_norm is None and _has_sparse_gradients(model):
-            grad_norm = _norm_with_sparse_gradients(model)
+        if grad_norm is None and has_sparse_gradients(model):
+            grad_norm = norm_with_sparse_gradients(model)
         norm = super()._get_grad_norm(model, grad_norm)
         watched = self.objective is not None and self.accelerator.scaler is None
         # The norm is that of the averaged gradient, so that all processes agree and stop together.
@@ -496,17 +492,6 @@ def last_complete_checkpoint(folder: str | Path) -> Path | None:
     """The newest complete checkpoint in ``folder``, for ``resume_from_checkpoint``."""
     whole = [c for c in Path(folder).glob("checkpoint-*") if is_complete(c)]
     return max(whole, key=checkpoint_step, default=None)
-
-
-def _has_sparse_gradients(model: nn.Module) -> bool:
-    return any(p.grad is not None and p.grad.is_sparse for p in model.parameters())
-
-
-def _norm_with_sparse_gradients(model: nn.Module) -> Tensor:
-    gradients = [
-        p.grad.coalesce().values() if p.grad.is_sparse else p.grad for p in model.parameters() if p.grad is not None
-    ]
-    return torch.stack([g.norm() for g in gradients]).norm()
 
 
 def _positions(batch: Batch) -> int:

@@ -1,0 +1,111 @@
+"""Between autograd and a spherical head: targets in, losses out, and the gradient that the head keeps for its step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lossmith.heads.factored import Gradient
+from lossmith.heads.spherical_family import Derivatives
+
+if TYPE_CHECKING:
+    from lossmith.heads.spherical import SphericalHead
+
+Targets = Tensor | tuple[Tensor, Tensor]
+
+
+class Unscaled(NamedTuple):
+    """What a forward pass leaves for its backward pass."""
+
+    hidden: Tensor
+    found: Derivatives
+    rows: Tensor
+    s: Tensor
+    with_gram: Tensor
+    sparse_part: Tensor
+    rotated: dict[str, Tensor]
+
+    def times(self, scale: Float[Tensor, " rows"]) -> Gradient:
+        """The gradient of the sum of the losses times ``scale``."""
+        wide, by_q = scale.unsqueeze(-1), self.found.by_q * scale
+        two_q = (2 * by_q).unsqueeze(-1)
+        sparse_part = self.sparse_part * wide
+        return Gradient(
+            self.hidden,
+            by_q,
+            self.found.by_s * scale,
+            self.found.by_targets * wide,
+            self.rows,
+            self.s,
+            sparse_part,
+            two_q * self.hidden,
+            torch.addcmul(sparse_part, two_q, self.with_gram),
+            self.rotated,
+        )
+
+
+class SphericalLosses(torch.autograd.Function):
+    """Losses by row; its backward leaves the scaled gradient of ``W`` with the head."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, indices: Tensor, values: Tensor, head: SphericalHead) -> Tensor:
+        """See :class:`lossmith.heads.SphericalHead`."""
+        losses, gradient = head._forward(hidden.detach(), indices, values)
+        ctx.head, ctx.gradient, ctx.count = head, gradient, head._count
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, None, None, None]:
+        """The gradient of the hidden states."""
+        head, g = ctx.head, ctx.gradient
+        if ctx.count != head._count:
+            raise RuntimeError("the head has made a step since this loss was computed; run the forward pass again")
+        scaled = g.times(upstream.detach())
+        if head.training:
+            head._pending.append(scaled)
+        return scaled.of_hidden, None, None, None
+
+
+def read_targets(targets: Targets, batch: torch.Size, head: SphericalHead) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices and values (rows x K), and which rows count; see :meth:`lossmith.heads.SphericalHead.forward`."""
+    classes, dtype = head.num_classes, head.v.dtype
+    if isinstance(targets, tuple):
+        indices, values = targets
+    elif targets.is_floating_point():
+        if targets.shape != (*batch, classes):
+            raise ValueError(f"dense targets must have shape {(*batch, classes)}, got {tuple(targets.shape)}")
+        width = max(1, int((targets != 0).sum(-1).max())) if targets.numel() else 1
+        # The places of the nonzeros come first in a stable sort.
+        indices = (targets == 0).to(torch.uint8).sort(dim=-1, stable=True).indices[..., :width]
+        values = targets.gather(-1, indices)
+    else:
+        if targets.shape != batch:
+            raise ValueError(f"targets must have the shape {tuple(batch)}, got {tuple(targets.shape)}")
+        counted = (targets != head.ignore_index).reshape(-1)
+        indices = targets.long().masked_fill(targets == head.ignore_index, 0).reshape(-1, 1)
+        _check_range(indices, classes)
+        return indices, torch.ones_like(indices, dtype=dtype), counted
+    if not head.loss.several:
+        raise ValueError(f"{head.loss.name} takes one class index per row; only squared_error takes valued targets")
+    if indices.shape != values.shape or indices.shape[:-1] != batch:
+        raise ValueError(
+            f"indices and values must both have shape {(*batch, 'K')}, got {tuple(indices.shape)} and "
+            f"{tuple(values.shape)}"
+        )
+    flat = indices.reshape(-1, indices.shape[-1]).long()
+    _check_range(flat, classes)
+    if flat.shape[-1] > 1 and not isinstance(targets, Tensor):
+        ordered = flat.sort(-1).values
+        if bool((ordered[:, 1:] == ordered[:, :-1]).any()):
+            raise ValueError("a row names the same class twice; add its values up")
+    counted = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
+    return flat, values.reshape(flat.shape).detach().to(dtype), counted
+
+
+def _check_range(indices: Int[Tensor, "rows targets"], classes: int) -> None:
+    if indices.numel() and (int(indices.min()) < 0 or int(indices.max()) >= classes):
+        bad = indices[(indices < 0) | (indices >= classes)][0]
+        raise ValueError(f"targets must be in [0, {classes}), got {int(bad)}")
