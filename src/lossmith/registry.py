@@ -1,4 +1,4 @@
-"""Finding losses, weightings and studies by name, and writing a name with options: ``linupper(r=0.5)``."""
+"""Finding losses, weightings and laws by name, and writing a name with options: ``linupper(r=0.5)``."""
 
 from __future__ import annotations
 
@@ -87,10 +87,18 @@ class Registry:
         module: the module whose ``__all__`` lists the built-in ones; imported when first needed.
         group: the entry-point group by which other packages add theirs.
         accept: which public objects of ``module`` count.
+        call: what a built-in object is called here; by default as in its module.
     """
 
-    def __init__(self, kind: str, module: str, group: str, accept: Callable[[str, Any], bool] = lambda name, obj: True):
-        self.kind, self._module, self._group, self._accept = kind, module, group, accept
+    def __init__(
+        self,
+        kind: str,
+        module: str,
+        group: str,
+        accept: Callable[[str, Any], bool] = lambda name, obj: True,
+        call: Callable[[str, Any], str] = lambda name, obj: name,
+    ):
+        self.kind, self._module, self._group, self._accept, self._call = kind, module, group, accept, call
         self._own: dict[str, Any] = {}
 
     def register(self, name: str, thing: Any) -> Any:
@@ -158,7 +166,8 @@ class Registry:
 
     def _built_in(self) -> dict[str, Any]:
         module = importlib.import_module(self._module)
-        return {name: thing for name in module.__all__ if self._accept(name, thing := getattr(module, name))}
+        found = {name: thing for name in module.__all__ if self._accept(name, thing := getattr(module, name))}
+        return {self._call(name, thing): thing for name, thing in found.items()}
 
     def _installed(self) -> dict[str, Any]:
         return {point.name: point for point in entry_points(group=self._group)}
@@ -185,6 +194,13 @@ DISTILLATION_LOSSES = Registry(
     "lossmith.distillation_losses",
     _begins_with("student_logits", "teacher_logits", "targets"),
 )
+
+
+def _is_law(name: str, thing: Any) -> bool:
+    return inspect.isclass(thing) and not inspect.isabstract(thing) and hasattr(thing, "formula")
+
+
+LAWS = Registry("law", "lossmith.laws", "lossmith.laws", _is_law, lambda name, law: law.name)
 WEIGHTINGS = Registry("weighting", "lossmith.data.weighting", "lossmith.weightings", _is_weighting_factory)
 
 

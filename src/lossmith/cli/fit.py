@@ -1,0 +1,276 @@
+"""``lossmith fit``, ``lossmith predict`` and ``lossmith plan``: laws on the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lossmith.cli import app
+from lossmith.errors import InputError
+
+if TYPE_CHECKING:
+    from lossmith.laws import Fitted, Law, Reading
+
+_COLUMNS, _UNITS, _FIT, _OUTPUT = "Columns", "Units and rows", "Fit", "Output"
+
+
+def _in(panel: str, text: str, *names: str) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel, show_default=False)
+
+
+@app.command()
+def fit(
+    source: Annotated[
+        Path, typer.Argument(help="CSV, TSV, JSON, JSONL or Parquet of losses, or a folder of run records.")
+    ],
+    law: Annotated[str, typer.Option(help="Name of the law, or name(option=value).")] = "chinchilla",
+    loss: Annotated[str | None, _in(_COLUMNS, "Header of the loss.")] = None,
+    params: Annotated[str | None, _in(_COLUMNS, "Header of the number of parameters; or the number.")] = None,
+    tokens: Annotated[str | None, _in(_COLUMNS, "Header of the tokens seen; or the number.")] = None,
+    flops: Annotated[str | None, _in(_COLUMNS, "Header of the FLOPs, where tokens are to be computed.")] = None,
+    column: Annotated[
+        list[str] | None, _in(_COLUMNS, "Any quantity of the law as name=HEADER. Repeat.", "--column")
+    ] = None,
+    run: Annotated[str | None, _in(_COLUMNS, "Header that names the run of a row; several joined by +.")] = None,
+    unit: Annotated[str | None, _in(_UNITS, "Of the loss: nats, bits or perplexity.")] = None,
+    log10: Annotated[list[str] | None, _in(_UNITS, "A quantity given as log10. Repeat.")] = None,
+    scale: Annotated[list[str] | None, _in(_UNITS, "Factor of a quantity: tokens=1e9. Repeat.")] = None,
+    where: Annotated[list[str] | None, _in(_UNITS, "Only rows with header=value. Repeat.")] = None,
+    objective: Annotated[
+        str | None, _in(_FIT, "huber (log residuals, threshold 1e-3; default) or squares (raw loss).")
+    ] = None,
+    fix: Annotated[list[str] | None, _in(_FIT, "A parameter that is given: alpha=0.35. Repeat.")] = None,
+    bootstrap: Annotated[int, _in(_FIT, "Refits on resampled runs, for intervals [200]; 0 for none.")] = 200,
+    seed: Annotated[int, _in(_FIT, "Of the resampling [0].")] = 0,
+    out: Annotated[Path | None, _in(_OUTPUT, "JSON file for the fitted law; default fitted.json.")] = None,
+    plot: Annotated[Path | None, _in(_OUTPUT, "Picture of the fit: a .png, .svg or .pdf file.")] = None,
+    as_json: Annotated[bool, _in(_OUTPUT, "Print for machines.", "--json")] = False,
+) -> None:
+    """Fit a law to measured losses: parameters with intervals, and what the data cannot determine.
+
+    **Examples**
+
+    `lossmith fit points.csv --loss loss --params N --tokens D`
+
+    `lossmith fit runs/ --law chinchilla --out fitted.json --plot fit.png`
+    """
+    from lossmith.laws import Reading
+
+    headers = {"loss": loss, "params": params, "tokens": tokens, "flops": flops}
+    named = {name: header for name, header in headers.items() if header is not None}
+    reading = Reading(
+        columns={**named, **_pairs(column, "--column")},
+        run=run,
+        unit=unit,
+        log10=tuple(log10 or ()),
+        scale=_numbers(scale, "--scale"),
+        where=_pairs(where, "--where"),
+    )
+    fitted = _fit(build_law(law, objective, _numbers(fix, "--fix")), source, reading, bootstrap, seed, as_json)
+    target = out if out is not None else Path("fitted.json")
+    fitted.to_json(target)
+    if plot is not None:
+        fitted.plot(plot)
+    if as_json:
+        value = json.loads(fitted.to_json())
+        short = {key: value[key] for key in ("law", "options", "parameters", "objective", "calibration", "warnings")}
+        typer.echo(json.dumps({**short, "intervals": fitted.parameter_intervals(), "file": str(target)}, indent=2))
+        return
+    typer.echo(fitted.summary())
+    typer.echo(f"fitted law: {target}{f', plot: {plot}' if plot is not None else ''}")
+
+
+@app.command()
+def predict(
+    fitted: Annotated[Path, typer.Argument(help="What `lossmith fit` wrote.")],
+    at: Annotated[
+        list[str] | None,
+        typer.Option(help="Inputs of the law: params=70e9, tokens=1.4e12. Repeat.", show_default=False),
+    ] = None,
+    schedule: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A learning-rate schedule, for laws that take one: wsd(peak=3e-4, ...). Repeat.", show_default=False
+        ),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps of the schedule.", show_default=False)] = None,
+    level: Annotated[float, typer.Option(help="Share of cases that the limits are to hold.")] = 0.9,
+    out: Annotated[Path | None, typer.Option(help="CSV file for every predicted value.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Predict the loss of a run that is not made yet, with limits.
+
+    **Example**
+
+    `lossmith predict fitted.json --at "params=70e9, tokens=1.4e12"`
+    """
+    law = _fitted(fitted)
+    asked: list[dict[str, Any]] = [_inputs(text) for text in at or []]
+    extra = {"steps": steps} if steps is not None else {}
+    for text in schedule or []:
+        asked.append({"schedule": text, **extra})
+    if not asked:
+        raise InputError(f"say what to predict: --at {_example(law.law)}, or --schedule for a law of schedules")
+    rows = [row for inputs in asked for row in prediction_rows(law, inputs, level)]
+    if out is not None:
+        _write_csv(out, rows)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    limits = "" if rows[0]["low"] is None else f"   {100 * level:g}% limits"
+    typer.echo(f"{'loss':>10}{limits}   at")
+    shown = rows if len(rows) <= 24 else [rows[round(i * (len(rows) - 1) / 19)] for i in range(20)]
+    for row in shown:
+        span = "" if row["low"] is None else f"  {row['low']:.4f} to {row['high']:.4f}"
+        typer.echo(f"{row['loss']:10.4f}{span}   {row['at']}")
+    if len(shown) < len(rows):
+        typer.echo(
+            f"{len(shown)} of {len(rows)} values shown{f'; all are in {out}' if out else '; --out FILE.csv writes all'}"
+        )
+
+
+@app.command()
+def plan(
+    fitted: Annotated[Path, typer.Argument(help="What `lossmith fit` wrote.")],
+    flops: Annotated[float | None, typer.Option(help="Budget of training FLOPs.", show_default=False)] = None,
+    loss: Annotated[float | None, typer.Option(help="A loss to reach, instead.", show_default=False)] = None,
+    params: Annotated[float | None, typer.Option(help="A size that is given.", show_default=False)] = None,
+    tokens: Annotated[float | None, typer.Option(help="Tokens that are given.", show_default=False)] = None,
+    level: Annotated[float | None, typer.Option(help="Of the limits [0.9].", show_default=False)] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any other wish that the law knows, as key=value. Repeat.", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """The best training for a budget, or the cheapest for a goal, by a fitted law.
+
+    **Examples**
+
+    `lossmith plan fitted.json --flops 1e21`
+
+    `lossmith plan fitted.json --loss 2.2`
+    """
+    law = _fitted(fitted)
+    wishes: dict[str, Any] = {"flops": flops, "loss": loss, "params": params, "tokens": tokens, "level": level}
+    wishes = {name: value for name, value in wishes.items() if value is not None} | _pairs(set_, "--set")
+    try:
+        found = law.plan(**wishes)
+    except TypeError as error:
+        raise InputError(f"law {law.law.name}: {error}".replace("plan() got an ", "")) from None
+    if as_json:
+        from lossmith.files import finite_or_none
+
+        typer.echo(json.dumps(finite_or_none(dataclasses.asdict(found)), indent=2))
+        return
+    typer.echo(found.text())
+
+
+def build_law(text: str, objective: str | None = None, fixed: Mapping[str, float] | None = None) -> Law:
+    """The law of ``name`` or ``name(option=value)``; names are written with dashes or underscores."""
+    from lossmith.laws import HUBER_LOG, SQUARES
+    from lossmith.registry import LAWS, Spec, parse_spec
+
+    head, bracket, rest = text.partition("(")
+    spec = parse_spec(head.strip().replace("-", "_") + bracket + rest)
+    options: dict[str, Any] = dict(spec.options)
+    kinds = {"huber": HUBER_LOG, "squares": SQUARES}
+    if objective is not None:
+        if objective not in kinds:
+            raise InputError(f"--objective must be huber or squares, got '{objective}'")
+        options["objective"] = kinds[objective]
+    if fixed:
+        options["fixed"] = dict(fixed)
+    return LAWS.build(Spec(spec.name.replace("_", "-"), spec.arguments, options))
+
+
+def prediction_rows(fitted: Fitted, inputs: Mapping[str, Any], level: float) -> list[dict[str, Any]]:
+    """One row per predicted value: where, the loss, and its limits (``None`` without bootstrap refits)."""
+    import numpy as np
+
+    if not 0 < level < 1:
+        raise InputError(f"--level must lie between 0 and 1, got {level:g}")
+    labels = fitted.law.labels(**inputs)
+    if len(fitted.samples):
+        found = fitted.interval(level, **inputs)
+        low, value, high = (np.atleast_1d(part).ravel() for part in (found.low, found.value, found.high))
+        return [
+            {"at": at, "loss": float(v), "low": float(a), "high": float(b)}
+            for at, v, a, b in zip(labels, value, low, high, strict=True)
+        ]
+    value = np.atleast_1d(fitted.predict(**inputs)).ravel()
+    return [{"at": at, "loss": float(v), "low": None, "high": None} for at, v in zip(labels, value, strict=True)]
+
+
+def _fit(law: Law, source: Path, reading: Reading, bootstrap: int, seed: int, quiet: bool) -> Fitted:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    if bootstrap < 0:
+        raise InputError(f"--bootstrap must not be negative, got {bootstrap}")
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=quiet or not console.is_terminal) as progress:
+        task = progress.add_task("refits", total=bootstrap or None)
+        return law.fit(
+            source,
+            reading=reading,
+            bootstrap=bootstrap,
+            seed=seed,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+
+
+def _fitted(path: Path) -> Fitted:
+    from lossmith.laws import Fitted
+
+    return Fitted.from_json(str(path))
+
+
+def _example(law: Law) -> str:
+    names = [column.name for column in law.needed if column.name != law.target]
+    return '"' + ", ".join(f"{name}=..." for name in names) + '"'
+
+
+def _inputs(text: str) -> dict[str, Any]:
+    from lossmith.registry import parse_assignments
+
+    return parse_assignments(text)
+
+
+def _pairs(given: list[str] | None, option: str) -> dict[str, Any]:
+    """``name=value`` pairs of a repeated option, as text."""
+    pairs: dict[str, Any] = {}
+    for text in given or []:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip() or not value.strip():
+            raise InputError(f"{option} takes name=value, got '{text}'")
+        pairs[name.strip()] = value.strip()
+    return pairs
+
+
+def _numbers(given: list[str] | None, option: str) -> dict[str, float]:
+    numbers = {}
+    for name, value in _pairs(given, option).items():
+        try:
+            numbers[name] = float(value)
+        except ValueError:
+            raise InputError(f"{option} takes name=number, got '{name}={value}'") from None
+    return numbers
+
+
+def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    import csv
+    import io
+
+    from lossmith.files import write_text
+
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, ["at", "loss", "low", "high"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, buffer.getvalue())

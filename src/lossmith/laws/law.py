@@ -1,0 +1,270 @@
+"""What every law is: a shape, the columns that it needs, and ``fit``."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from lossmith.errors import InputError, did_you_mean
+from lossmith.laws.fitted import Fitted
+from lossmith.laws.fitting import HUBER_LOG, Objective, Solution, fit_terms
+from lossmith.laws.resampling import Calibration, Fit, calibrate, distinct, refit
+from lossmith.laws.tables import Column, Reading, Table, read_table
+from lossmith.laws.terms import Array, Terms
+
+_CALIBRATION_REFITS = 60
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Law(ABC):
+    """A law that is a sum of power-law terms.
+
+    A law is a frozen dataclass of its options. A new one gives ``name``, ``formula``, ``needed`` (columns) and
+    ``terms``; one whose terms use other quantities than its table has gives ``transform`` as well. Registered (entry
+    point in the group ``lossmith.laws``), it is fitted by ``lossmith fit --law NAME`` and judged by
+    ``pytest --pyargs lossmith.testing``.
+
+    Attributes:
+        objective: what the fit minimises.
+        fixed: parameters that are given, by name.
+    """
+
+    name: ClassVar[str]
+    formula: ClassVar[str]
+    needed: ClassVar[tuple[Column, ...]]
+    target: ClassVar[str] = "loss"
+
+    objective: Objective = HUBER_LOG
+    fixed: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.fixed) - set(self.names):
+            wrong = sorted(unknown)[0]
+            raise InputError(f"law {self.name} has no parameter '{wrong}' to fix: {did_you_mean(wrong, self.names)}")
+
+    @property
+    @abstractmethod
+    def terms(self) -> Terms:
+        """The law's shape."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the parameters in their order."""
+        return self.terms.names
+
+    def transform(self, columns: Mapping[str, Array]) -> Mapping[str, Array]:
+        """The columns that ``terms`` uses, from those of the table."""
+        return columns
+
+    def read(self, source: Any, reading: Reading = Reading()) -> Table:
+        """The measurements in ``source``, as :func:`lossmith.laws.read_table` reads them."""
+        return read_table(source, self.needed, self.target, reading)
+
+    def inputs(self, **given: Any) -> tuple[Mapping[str, Array], tuple[int, ...]]:
+        """What to predict at: the columns of ``terms`` flattened, and the shape of the answer.
+
+        Raises:
+            InputError: a missing or unknown name, or a value that is not positive.
+        """
+        needed = [column.name for column in self.needed if column.name != self.target]
+        aliases = {alias: column.name for column in self.needed for alias in (column.name, *column.aliases)}
+        arrays: dict[str, Array] = {}
+        for name, value in given.items():
+            if aliases.get(name) not in needed:
+                raise InputError(f"law {self.name} has no input '{name}': {did_you_mean(name, needed)}")
+            try:
+                arrays[aliases[name]] = np.asarray(value, dtype=np.float64)
+            except (TypeError, ValueError):
+                raise InputError(f"{name} must be a number, got {value!r}") from None
+        if missing := [name for name in needed if name not in arrays]:
+            raise InputError(f"law {self.name} needs {' and '.join(missing)} to predict")
+        for name, array in arrays.items():
+            if not (np.isfinite(array).all() and (array > 0).all()):
+                raise InputError(f"{name} must be positive and finite, got {array.min():g}")
+        try:
+            broadcast = np.broadcast_arrays(*arrays.values())
+        except ValueError:
+            shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+            raise ValueError(f"the inputs' shapes do not fit together: {shapes}") from None
+        columns = {name: array.reshape(-1) for name, array in zip(arrays, broadcast, strict=True)}
+        return self.transform(columns), broadcast[0].shape
+
+    def labels(self, **given: Any) -> list[str]:
+        """One line for each value that :meth:`inputs` with the same arguments asks for: what it is predicted at."""
+        names = list(given)
+        arrays = np.broadcast_arrays(*(np.asarray(value, dtype=np.float64) for value in given.values()))
+        rows = zip(*(array.reshape(-1) for array in arrays), strict=True)
+        return [", ".join(f"{name}={value:.6g}" for name, value in zip(names, row, strict=True)) for row in rows]
+
+    def evaluate(self, parameters: Array, columns: Mapping[str, Array]) -> Array:
+        """The value for parameters ``(..., P)`` at the columns of ``terms``: ``(..., n)``."""
+        return self.terms.predict(parameters, columns)
+
+    def prepared(self, table: Table) -> Fit:
+        """The table in the form that the engine takes."""
+        return Fit(
+            self.terms,
+            self.transform(table.columns),
+            table.columns[table.target],
+            table.runs,
+            self.objective,
+            self.fixed,
+        )
+
+    def fit(
+        self,
+        source: Any,
+        *,
+        bootstrap: int = 200,
+        seed: int = 0,
+        calibrated: bool = True,
+        starts: int = 6,
+        reading: Reading = Reading(),
+        progress: Callable[[int, int], None] | None = None,
+        **columns: str | float,
+    ) -> Fitted:
+        """Fit to measurements.
+
+        Args:
+            source: DataFrame, mapping of columns, path, folder of run records, or a :class:`Table`.
+            bootstrap: refits on resampled runs, from which intervals come; 0 for none.
+            seed: of the resampling; the same seed gives the same bits.
+            calibrated: whether to find out, by predicting larger runs from smaller ones, how much wider intervals must
+                be.
+            starts: how many starts Newton's method gets (the best ones of a grid over the exponents).
+            reading: units, runs and so on; see :class:`Reading`.
+            progress: told ``(refits done, refits)``.
+            **columns: header of a quantity in the table, where the usual names do not do: ``tokens="D_total"``.
+
+        Raises:
+            InputError: the table lacks something, or has too few points for the law.
+        """
+        if bootstrap < 0:
+            raise ValueError(f"bootstrap must not be negative, got {bootstrap}")
+        if columns:
+            reading = dataclasses.replace(reading, columns={**reading.columns, **columns})
+        table = self.read(source, reading)
+        return self.fit_table(
+            table, bootstrap=bootstrap, seed=seed, calibrated=calibrated, starts=starts, progress=progress
+        )
+
+    def fit_table(
+        self,
+        table: Table,
+        *,
+        bootstrap: int = 200,
+        seed: int = 0,
+        calibrated: bool = True,
+        starts: int = 6,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Fitted:
+        """As :meth:`fit`, for measurements that are read already."""
+        self.check(table)
+        fit = self.prepared(table)
+        solution = fit_terms(
+            fit.terms, fit.columns, fit.target, objective=fit.objective, starts=starts, fixed=fit.fixed
+        )
+        samples = np.zeros((0, len(self.names)))
+        calibration = Calibration()
+        if bootstrap:
+            samples = refit(fit, solution, bootstrap, seed, progress=progress)
+            if calibrated:
+                calibration = calibrate(fit, solution, number=_CALIBRATION_REFITS, seed=seed)
+        return Fitted(
+            self,
+            dict(zip(self.names, solution.parameters[0].tolist(), strict=True)),
+            table,
+            samples,
+            float(solution.objective[0]),
+            calibration,
+            self.warnings(fit, solution, samples, calibration),
+        )
+
+    def check(self, table: Table) -> None:
+        """Refuse a table with too few points or sizes.
+
+        Raises:
+            InputError: says how many are there and how many are needed.
+        """
+        free = len(self.names) - len(self.fixed)
+        if len(table) <= free:
+            raise InputError(
+                f"{table.source} has {len(table)} points; law {self.name} has {free} free parameters and needs at "
+                f"least {free + 1}"
+            )
+        columns = self.transform(table.columns)
+        exponents = {e for term in self.terms.terms for e in term.powers.values() if e not in self.fixed}
+        for term in self.terms.terms:
+            for column, exponent in term.powers.items():
+                different = len(np.unique(columns[column]))
+                if exponent in exponents and different < 3:
+                    raise InputError(
+                        f"{table.source} has {different} different value{'s' * (different != 1)} of {column}; law "
+                        f"{self.name} needs at least 3 to find {exponent} (or fix {exponent} and {term.coefficient})"
+                    )
+
+    def warnings(
+        self, fit: Fit, solution: Solution, samples: Array, calibration: Calibration = Calibration()
+    ) -> tuple[str, ...]:
+        """What the data cannot determine."""
+        found: list[str] = []
+        best = solution.parameters[0]
+        free = [name for name in self.names if name not in self.fixed]
+        if not solution.converged[0]:
+            found.append("the minimum was not reached; the data may not determine the law")
+        lower, upper = self.terms.lower, self.terms.upper
+        for i, name in enumerate(self.names):
+            if name not in free:
+                continue
+            term = self.terms.terms[i] if i < len(self.terms.terms) else None
+            if term is not None and best[i] <= max(lower[i], 0) and term.lower == 0:
+                found.append(f"{name} is not identified: the best fit has {name} = 0")
+            elif term is None and (best[i] <= lower[i] or best[i] >= upper[i]):
+                found.append(f"{name} lies at the border of its range ({best[i]:g})")
+        near = distinct(solution.minima[0], solution.values[0])
+        others = [
+            p for p, v in zip(solution.minima[0], solution.values[0], strict=True) if v <= 1.01 * solution.values[0, 0]
+        ]
+        if len(near) > 1 and any(np.abs(p / np.where(best == 0, 1, best) - 1).max() > 0.1 for p in others):
+            found.append("another set of parameters, more than 10% away, fits as well (within 1% of the objective)")
+        if len(samples) >= 20:
+            low, high = np.quantile(samples, [0.05, 0.95], axis=0)
+            for i, name in enumerate(self.names):
+                if name in free and best[i] > 0 and (low[i] <= 0 or high[i] / low[i] > 10):
+                    found.append(
+                        f"{name} is hardly determined: its 90% interval reaches from {low[i]:.3g} to {high[i]:.3g}"
+                    )
+        powered = list(dict.fromkeys(c for term in self.terms.terms for c in term.powers))
+        for i, first in enumerate(powered):
+            for second in powered[i + 1 :]:
+                a, b = np.log(fit.columns[first]), np.log(fit.columns[second])
+                if a.std() > 0 and b.std() > 0 and abs(np.corrcoef(a, b)[0, 1]) > 0.98:
+                    found.append(
+                        f"{first} and {second} rise together (correlation above 0.98): their effects cannot be told "
+                        "apart"
+                    )
+        if len(samples) and not calibration.points:
+            found.append("too few runs to calibrate the intervals: expect them to be too narrow far from the data")
+        return tuple(found)
+
+    def plan(self, fitted: Fitted, **wishes: Any) -> Any:
+        """What to train, where the law can say."""
+        raise InputError(f"law {self.name} makes no plans")
+
+    def options(self) -> dict[str, Any]:
+        """The law's options as JSON has them."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Law:
+        """The law with options as :meth:`options` gave them."""
+        values = dict(options)
+        objective = dict(values.pop("objective"))
+        # JSON has no infinity.
+        delta = objective.get("delta")
+        objective["delta"] = float("inf") if delta is None else delta
+        return cls(objective=Objective(**objective), **values)

@@ -1,0 +1,72 @@
+"""Plots of fitted laws: drawn without matplotlib's global state."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lossmith.errors import InputError
+from lossmith.files import write_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from lossmith.laws.fitted import Fitted
+
+_INK, _POINTS, _LINE = "#222222", "#0072B2", "#D55E00"
+_FORMATS = (".png", ".svg", ".pdf")
+
+
+def fit_figure(fitted: Fitted) -> Figure:
+    """Left: measured against predicted. Right: relative errors by the size of the run."""
+    from matplotlib.figure import Figure
+
+    table = fitted.table
+    measured = table.columns[table.target]
+    predicted = fitted._fit.value(fitted.best)
+    figure = Figure(figsize=(9.6, 4.2), dpi=150, facecolor="white", layout="constrained")
+    left, right = figure.subplots(1, 2)
+    low, high = min(measured.min(), predicted.min()), max(measured.max(), predicted.max())
+    left.plot([low, high], [low, high], color=_LINE, linewidth=1.5, zorder=1)
+    left.scatter(predicted, measured, s=14, color=_POINTS, alpha=0.65, linewidths=0, zorder=2)
+    left.set_xlabel("predicted loss")
+    left.set_ylabel("measured loss")
+    if low > 0 and high / low > 1.5:
+        left.set_xscale("log")
+        left.set_yscale("log")
+        _plain_ticks(left.xaxis)
+        _plain_ticks(left.yaxis)
+    size = np.exp(fitted._fit.size())
+    relative = 100 * (measured / predicted - 1)
+    right.axhline(0, color=_LINE, linewidth=1.5, zorder=1)
+    right.scatter(size, relative, s=14, color=_POINTS, alpha=0.65, linewidths=0, zorder=2)
+    right.set_xscale("log")
+    powered = dict.fromkeys(c for term in fitted.law.terms.terms for c in term.powers)
+    right.set_xlabel(" x ".join(powered))
+    right.set_ylabel("measured above predicted, percent")
+    left.set_title(fitted.law.formula, fontsize=10, color=_INK, loc="left")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25, linewidth=0.6)
+    return figure
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write a figure, whole or not at all."""
+    path = Path(path)
+    if path.suffix.lower() not in _FORMATS:
+        raise InputError(f"cannot write a plot to {path}: the name must end in {', '.join(_FORMATS)}")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=path.suffix[1:].lower(), metadata={"Date": None} if path.suffix == ".svg" else None)
+    return write_bytes(path, buffer.getvalue())
+
+
+def _plain_ticks(axis: object) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+    axis.set_major_locator(MaxNLocator(6))  # type: ignore[attr-defined]
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # type: ignore[attr-defined]
+    axis.set_minor_formatter(NullFormatter())  # type: ignore[attr-defined]

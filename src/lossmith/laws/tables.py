@@ -1,0 +1,438 @@
+"""Tables of measured losses: reading them from anywhere, and refusing what cannot be meant.
+
+A table has one row per measurement. What a law calls ``params``, ``tokens`` and ``loss`` is found under the usual names
+of others too (``N``, ``num_params``, ``tokens_seen``, ``ppl``, ...), or where the user says.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lossmith.errors import InputError, did_you_mean
+from lossmith.files import read_json
+from lossmith.laws.terms import Array
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_SUFFIX = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
+_AMOUNT = re.compile(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([kmbgt]?)\s*", re.IGNORECASE)
+UNITS = ("nats", "bits", "perplexity")
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A quantity that a law needs, and the names by which tables call it.
+
+    Attributes:
+        name: the law's own name.
+        aliases: other headers, compared without case and punctuation.
+        kind: ``"count"`` (positive, large: parameters, tokens), ``"loss"`` or ``"number"`` (positive, any size).
+        smallest: a count below this is not credible as it stands (billions, or a logarithm).
+        what: in words, for messages.
+        optional: the law can do without, or derive it.
+    """
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    kind: str = "number"
+    smallest: float = 0.0
+    what: str = ""
+    optional: bool = False
+
+
+PARAMS = Column(
+    "params",
+    ("N", "num_params", "parameters", "n_params", "model_size", "model size", "size", "non_embedding_params"),
+    "count",
+    100.0,
+    "number of parameters",
+)
+TOKENS = Column(
+    "tokens",
+    ("D", "tokens_seen", "num_tokens", "num_token", "token_num", "training_tokens", "n_tokens"),
+    "count",
+    1000.0,
+    "training tokens seen",
+)
+FLOPS = Column(
+    "flops", ("C", "flop", "training_flop", "training_flops", "compute", "total_flos"), "count", 1e6, "FLOPs"
+)
+LOSS = Column(
+    "loss",
+    ("L", "eval_loss", "val_loss", "validation_loss", "test_loss", "eval/loss", "perf", "cross_entropy"),
+    "loss",
+    what="loss in nats per token",
+)
+_PERPLEXITY = ("ppl", "perplexity")
+_RUN = ("run", "model_name", "run_name", "run_id")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Measurements ready to be fitted.
+
+    Attributes:
+        columns: quantities by the law's names, each ``(n,)`` float64.
+        target: name of the column that the law predicts.
+        runs: label of the run that each row belongs to: rows of one run are not independent.
+        notes: what reading did (rows dropped, units changed), one sentence each.
+        source: where it comes from.
+    """
+
+    columns: Mapping[str, Array]
+    target: str
+    runs: np.ndarray
+    notes: tuple[str, ...] = ()
+    source: str = "table"
+
+    def __len__(self) -> int:
+        return len(self.columns[self.target])
+
+    def select(self, rows: np.ndarray) -> Table:
+        """The rows of a mask or of indices."""
+        return Table(
+            {k: v[rows] for k, v in self.columns.items()}, self.target, self.runs[rows], self.notes, self.source
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the user says about a table.
+
+    Attributes:
+        columns: law's name -> header in the table, where the usual names do not do; a number is a constant.
+        run: header (or several, joined by ``+``) that names the run of a row; default: ``run``, ``model_name``, or,
+            where tokens grow along rows of one size, the size.
+        unit: of the loss: ``nats``, ``bits`` or ``perplexity``; default: by the header.
+        log10: names whose values are decimal logarithms.
+        scale: name -> factor (``tokens=1e9`` for billions); a factor of 1 says that small values are meant.
+        where: conditions on other columns, ``header -> value``: only such rows are read.
+    """
+
+    columns: Mapping[str, str | float] = field(default_factory=dict)
+    run: str | None = None
+    unit: str | None = None
+    log10: tuple[str, ...] = ()
+    scale: Mapping[str, float] = field(default_factory=dict)
+    where: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_table(source: Any, needed: Sequence[Column], target: str = "loss", reading: Reading = Reading()) -> Table:
+    """Read measurements.
+
+    Args:
+        source: a :class:`Table`, a DataFrame, a mapping of columns, a list of rows, a path of a CSV, TSV, JSON, JSONL
+            or Parquet file, or a folder of run records.
+        needed: what the law needs; ``tokens`` may be derived from ``flops`` and ``params`` (``D = C / 6N``).
+        target: which of them the law predicts.
+        reading: what the user says about it.
+
+    Returns:
+        Positive, finite float64 columns without repeated rows.
+
+    Raises:
+        InputError: a missing column (names what is there), values that are not positive, or of another unit than they
+            say, repeated contradictions, and so on: one sentence each.
+    """
+    if isinstance(source, Table):
+        return source
+    name, frame = _frame(source)
+    if reading.where:
+        frame = _filtered(frame, reading.where, name)
+    if len(frame) == 0:
+        raise InputError(f"{name} has no rows")
+    known = {column.name for column in needed} | {"flops"}
+    for option, names in (("log10", reading.log10), ("scale", reading.scale), ("columns", reading.columns)):
+        for wrong in set(names) - known:
+            raise InputError(f"{option} names '{wrong}', which the law does not use: {did_you_mean(wrong, known)}")
+    if reading.unit is not None and reading.unit not in UNITS:
+        raise InputError(f"unit must be {', '.join(UNITS)}, got '{reading.unit}'")
+    notes: list[str] = []
+    headers = {column.name: _header(column, frame, reading, name) for column in needed}
+    frame = _drop_incomplete(frame, [h for h in headers.values() if isinstance(h, str)], notes, name)
+    values: dict[str, Array] = {}
+    for column in needed:
+        header = headers[column.name]
+        if header is None:
+            continue
+        if isinstance(header, float):
+            values[column.name] = np.full(len(frame), header)
+        else:
+            values[column.name] = _numbers(frame, header, column, reading, notes, name)
+    if "tokens" in headers and "tokens" not in values:
+        values["tokens"] = _derived_tokens(frame, values, reading, notes, name)
+    for column in needed:
+        if column.name not in values and not column.optional:
+            raise InputError(_missing(column, frame, name))
+    runs = _runs(frame, values, reading, name)
+    return _without_repeats(Table(values, target, runs, tuple(notes), name))
+
+
+def _frame(source: Any) -> tuple[str, pd.DataFrame]:
+    import pandas as pd
+
+    if isinstance(source, pd.DataFrame):
+        return "the table", source.reset_index(drop=True)
+    if isinstance(source, Mapping):
+        lengths = {name: np.size(value) for name, value in source.items()}
+        if len({n for n in lengths.values() if n != 1}) > 1:
+            raise InputError(f"the columns differ in length: {', '.join(f'{k} {n}' for k, n in lengths.items())}")
+        return "the table", pd.DataFrame({name: np.asarray(value) for name, value in source.items()})
+    if isinstance(source, Sequence) and not isinstance(source, str):
+        return "the table", pd.DataFrame(list(source))
+    path = Path(source)
+    if path.is_dir():
+        return str(path), _run_records(path)
+    if not path.is_file():
+        raise InputError(f"there is no file or folder {path}")
+    readers: dict[str, Any] = {
+        ".csv": pd.read_csv,
+        ".tsv": lambda p: pd.read_csv(p, sep="\t"),
+        ".jsonl": lambda p: pd.read_json(p, lines=True),
+        ".json": pd.read_json,
+        ".parquet": pd.read_parquet,
+    }
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise InputError(
+            f"cannot read {path}: the name must end in {', '.join(readers)}, or be a folder of run records"
+        )
+    try:
+        frame = reader(path)
+    except Exception as error:
+        raise InputError(
+            f"cannot read {path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        ) from None
+    return str(path), frame.reset_index(drop=True)
+
+
+def _run_records(folder: Path) -> pd.DataFrame:
+    """Evaluations of every run below ``folder``: sizes from FLOPs (6 per parameter and token), losses by tokens."""
+    import json
+
+    import pandas as pd
+
+    rows = []
+    for metrics in sorted(folder.rglob("metrics.jsonl")):
+        config, result = metrics.parent / "config.json", metrics.parent / "result.json"
+        if not result.exists():
+            continue
+        cost = read_json(result).get("cost", {})
+        if not cost.get("tokens") or not cost.get("flops"):
+            continue
+        size = cost["flops"] / (6 * cost["tokens"])
+        settings = read_json(config) if config.exists() else {}
+        label = str(metrics.parent.relative_to(folder))
+        for line in metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                logged = json.loads(line)
+            except ValueError:
+                continue
+            if logged.get("eval/loss") is not None and logged.get("tokens"):
+                rows.append(
+                    {
+                        "run": label,
+                        "params": size,
+                        "tokens": logged["tokens"],
+                        "loss": logged["eval/loss"],
+                        "arm": settings.get("arm"),
+                    }
+                )
+    if not rows:
+        raise InputError(f"{folder} holds no finished run records with evaluations (metrics.jsonl and result.json)")
+    return pd.DataFrame(rows)
+
+
+def _filtered(frame: pd.DataFrame, where: Mapping[str, Any], name: str) -> pd.DataFrame:
+    for header, value in where.items():
+        if header not in frame.columns:
+            raise InputError(f"{name} has no column '{header}': {did_you_mean(header, map(str, frame.columns))}")
+        kept = frame[frame[header].astype(str) == str(value)]
+        if len(kept) == 0:
+            present = ", ".join(sorted(set(frame[header].astype(str)))[:12])
+            raise InputError(f"{name} has no row where {header} is {value}; there are {present}")
+        frame = kept
+    return frame.reset_index(drop=True)
+
+
+def _plain(header: object) -> str:
+    return re.sub(r"[^a-z0-9]", "", str(header).lower())
+
+
+def _header(column: Column, frame: pd.DataFrame, reading: Reading, name: str) -> str | float | None:
+    """Where a column is: what the user says, its own name, or an alias."""
+    if column.name in reading.columns:
+        said = reading.columns[column.name]
+        if isinstance(said, int | float):
+            return float(said)
+        if said not in frame.columns:
+            try:
+                return float(said)
+            except ValueError:
+                pass
+            raise InputError(f"{name} has no column '{said}': {did_you_mean(said, map(str, frame.columns))}")
+        return said
+    aliases = (column.name, *column.aliases, *(_PERPLEXITY if column.kind == "loss" else ()))
+    by_plain: dict[str, list[str]] = {}
+    for header in frame.columns:
+        by_plain.setdefault(_plain(header), []).append(str(header))
+    found = [header for alias in aliases for header in by_plain.get(_plain(alias), ())]
+    if not found and column.kind == "loss":
+        found = [str(h) for h in frame.columns if _plain(h).endswith("loss")]
+        if len(found) > 1:
+            raise InputError(
+                f"{name} has several losses ({', '.join(found)}); say which is meant: {column.name}=HEADER"
+            )
+    return found[0] if found else None
+
+
+def _missing(column: Column, frame: pd.DataFrame, name: str) -> str:
+    there = ", ".join(map(str, frame.columns))
+    return (
+        f"{name} has no column for '{column.name}' ({column.what or 'needed by the law'}); its columns are: {there}; "
+        f"say which one it is, or give a number for all rows"
+    )
+
+
+def _drop_incomplete(frame: pd.DataFrame, headers: list[str], notes: list[str], name: str) -> pd.DataFrame:
+    import pandas as pd
+
+    whole = frame[headers].notna().all(axis=1) if headers else pd.Series(True, index=frame.index)
+    dropped = int((~whole).sum())
+    if dropped == len(frame):
+        raise InputError(f"every row of {name} lacks a value in one of {', '.join(headers)}")
+    if dropped:
+        notes.append(f"{dropped} of {len(frame)} rows dropped: a value is missing or NaN")
+    return frame[whole].reset_index(drop=True)
+
+
+def _numbers(frame: pd.DataFrame, header: str, column: Column, reading: Reading, notes: list[str], name: str) -> Array:
+    values = np.array([_number(value) for value in frame[header]], dtype=np.float64)
+    if np.isnan(values).any():
+        row = int(np.flatnonzero(np.isnan(values))[0])
+        raise InputError(f"{name}, row {row + 1}: '{frame[header].iloc[row]}' in column '{header}' is not a number")
+    if not np.isfinite(values).all():
+        row = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise InputError(f"{name}, row {row + 1}: column '{header}' is infinite")
+    if column.name in reading.log10:
+        if values.max() > 40:
+            raise InputError(f"{name}: column '{header}' is said to be log10, but holds {values.max():g}")
+        values = 10.0**values
+        notes.append(f"'{header}' read as log10")
+    values = values * reading.scale.get(column.name, 1.0)
+    wrong = values <= 0
+    if column.kind in ("count", "loss") and wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise InputError(
+            f"{name}: {int(wrong.sum())} values of '{header}' are not positive "
+            f"(row {row + 1}: {values[row]:g}); {column.what or column.name} must be"
+        )
+    declared = column.name in reading.log10 or column.name in reading.scale
+    if column.kind == "count" and not declared and values.max() < column.smallest:
+        raise InputError(_wrong_unit(values, header, column, name))
+    if column.kind == "loss":
+        values = _in_nats(values, header, reading.unit, notes, name)
+    return values
+
+
+def _number(value: Any) -> float:
+    """A number, also written ``125m`` or ``1.3b``; NaN where it is none."""
+    if isinstance(value, str):
+        match = _AMOUNT.fullmatch(value.replace(",", "").replace("_", ""))
+        return float(match[1]) * _SUFFIX.get(match[2].lower(), 1.0) if match else float("nan")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return float("nan")
+
+
+def _wrong_unit(values: Array, header: str, column: Column, name: str) -> str:
+    low, high = values.min(), values.max()
+    # Powers of ten between a thousand and a hundred quintillion.
+    logs = low >= 3 and high <= 22 and high - low < 8
+    guess = (
+        f"they look like log10 (then say log10 {column.name})"
+        if logs
+        else f"they look like millions or billions (then say scale {column.name}=1e9)"
+    )
+    return (
+        f"{name}: '{header}' lies between {low:g} and {high:g}, too small for {column.what}: {guess}; "
+        f"if they are meant so, say scale {column.name}=1"
+    )
+
+
+def _in_nats(values: Array, header: str, unit: str | None, notes: list[str], name: str) -> Array:
+    if unit is None and _plain(header) in _PERPLEXITY:
+        unit = "perplexity"
+        notes.append(f"'{header}' read as perplexity: its logarithm, in nats, is fitted")
+    if unit is None and values.max() > 20:
+        raise InputError(
+            f"{name}: '{header}' reaches {values.max():g}, too much for a loss in nats: is it a perplexity? "
+            "Then say unit perplexity; else unit nats"
+        )
+    if unit == "perplexity":
+        if (values <= 1).any():
+            raise InputError(f"{name}: '{header}' is said to be a perplexity, but holds {values.min():g}, not above 1")
+        return np.log(values)
+    return values * np.log(2) if unit == "bits" else values
+
+
+def _derived_tokens(
+    frame: pd.DataFrame, values: Mapping[str, Array], reading: Reading, notes: list[str], name: str
+) -> Array:
+    header = _header(FLOPS, frame, reading, name)
+    if header is None or "params" not in values:
+        raise InputError(_missing(TOKENS, frame, name))
+    flops = (
+        np.full(len(frame), header)
+        if isinstance(header, float)
+        else _numbers(frame, header, FLOPS, reading, notes, name)
+    )
+    notes.append(f"tokens computed as {header} / (6 params)")
+    return flops / (6 * values["params"])
+
+
+def _runs(frame: pd.DataFrame, values: Mapping[str, Array], reading: Reading, name: str) -> np.ndarray:
+    if reading.run is not None:
+        parts = [part.strip() for part in reading.run.split("+")]
+        for part in parts:
+            if part not in frame.columns:
+                raise InputError(
+                    f"{name} has no column '{part}' for runs: {did_you_mean(part, map(str, frame.columns))}"
+                )
+        return np.array([" ".join(map(str, row)) for row in frame[parts].itertuples(index=False)], dtype=str)
+    present = {_plain(header): header for header in frame.columns}
+    sizes = values.get("params")
+    for alias in _RUN:
+        if (found := present.get(_plain(alias))) is not None:
+            labels = frame[found].astype(str).to_numpy(dtype=str)
+            # One name for a family of sizes: a run is a size of it.
+            if sizes is not None and len(set(labels)) < len(set(zip(labels, sizes, strict=True))):
+                labels = np.array([f"{a} {b:.4g}" for a, b in zip(labels, sizes, strict=True)], dtype=str)
+            return labels
+    if sizes is not None and "tokens" in values and len(np.unique(sizes)) < len(sizes) / 4:
+        # Many rows per size: checkpoints of one run.
+        return np.array([f"{size:.4g}" for size in sizes], dtype=str)
+    return np.array([f"row {i + 1}" for i in range(len(frame))], dtype=str)
+
+
+def _without_repeats(table: Table) -> Table:
+    """Drop rows that repeat another in every number (a row number is no run of its own)."""
+    stacked = np.stack(list(table.columns.values()), -1)
+    labels = np.array([("" if run.startswith("row ") else run) for run in table.runs])
+    _, codes = np.unique(labels, return_inverse=True)
+    _, first = np.unique(np.column_stack([stacked, codes]), axis=0, return_index=True)
+    if len(first) == len(table):
+        return table
+    kept = table.select(np.sort(first))
+    dropped = len(table) - len(kept)
+    return Table(
+        kept.columns, kept.target, kept.runs, (*kept.notes, f"{dropped} rows dropped: they repeat others"), kept.source
+    )
