@@ -6,6 +6,7 @@ gradient exactly zero. This package imports nothing else of lossmith.
 
 from lossmith.losses.binary_kl import binary_kl, binary_kl_norm
 from lossmith.losses.classification import cross_entropy, focal_loss, z_loss
+from lossmith.losses.contrastive import contrastive_rationale_loss, rationale_quality_loss
 from lossmith.losses.distillation import (
     decoupled_kl,
     dist,
@@ -21,6 +22,7 @@ __all__ = [
     "binary_kl",
     "binary_kl_norm",
     "class_weights",
+    "contrastive_rationale_loss",
     "cross_entropy",
     "decoupled_kl",
     "dice_loss",
@@ -29,6 +31,7 @@ __all__ = [
     "focal_loss",
     "jensen_shannon",
     "plackett_luce_distillation",
+    "rationale_quality_loss",
     "reverse_kl",
     "set_dice_loss",
     "set_tversky_loss",
