@@ -6,6 +6,7 @@ gradient exactly zero. This package imports nothing else of lossmith.
 
 from lossmith.losses.binary_kl import binary_kl, binary_kl_norm
 from lossmith.losses.classification import cross_entropy, focal_loss, z_loss
+from lossmith.losses.clipped_kl import clipped_kl, span_correlation
 from lossmith.losses.contrastive import contrastive_rationale_loss, rationale_quality_loss
 from lossmith.losses.distillation import (
     decoupled_kl,
@@ -22,6 +23,7 @@ __all__ = [
     "binary_kl",
     "binary_kl_norm",
     "class_weights",
+    "clipped_kl",
     "contrastive_rationale_loss",
     "cross_entropy",
     "decoupled_kl",
@@ -35,6 +37,7 @@ __all__ = [
     "reverse_kl",
     "set_dice_loss",
     "set_tversky_loss",
+    "span_correlation",
     "spherical_softmax_loss",
     "taylor_softmax_loss",
     "tversky_loss",
