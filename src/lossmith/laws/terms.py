@@ -8,7 +8,7 @@ For fixed exponents :math:`\\theta` the rest is linear in the coefficients :math
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -103,6 +103,8 @@ class Terms:
 
     def grid(self, fixed: Mapping[str, float] | None = None) -> Array:
         """Starting exponents ``(G, exponents)``: the product of their grids, thinned where that is too many."""
+        if not self.exponents:
+            return np.zeros((1, 0))
         axes = [(fixed[e.name],) if fixed and e.name in fixed else e.grid for e in self.exponents]
         while np.prod([len(axis) for axis in axes]) > _LARGEST_GRID:
             longest = max(range(len(axes)), key=lambda i: len(axes[i]))
@@ -125,12 +127,14 @@ class Inputs:
     sizes: tuple[Array, ...]
 
     @classmethod
-    def of(cls, terms: Terms, columns: Mapping[str, Array], *, centred: bool = True) -> Inputs:
-        """Prepare ``columns``; ``centred=False`` leaves the units as they are."""
+    def of(
+        cls, terms: Terms, columns: Mapping[str, Array], *, centred: bool = True, as_given: Collection[str] = ()
+    ) -> Inputs:
+        """Prepare ``columns``; ``centred=False`` leaves the units as they are, ``as_given`` those of these columns."""
         logs, means = {}, {}
         for name in dict.fromkeys(column for term in terms.terms for column in term.powers):
             logs[name] = np.log(np.atleast_2d(np.asarray(columns[name], dtype=np.float64)))
-            means[name] = logs[name].mean(-1, keepdims=True) * centred
+            means[name] = logs[name].mean(-1, keepdims=True) * (centred and name not in as_given)
             logs[name] = logs[name] - means[name]
         factors: list[Array | None] = []
         sizes = []
@@ -205,7 +209,7 @@ class Inputs:
         for k, part in enumerate(basis):
             total = total + parameters[:, k, None] * part
         count = max(
-            [log.shape[-1] for log in self.logs.values()] + [f.shape[-1] for f in self.factors if f is not None]
+            [1] + [log.shape[-1] for log in self.logs.values()] + [f.shape[-1] for f in self.factors if f is not None]
         )
         return np.broadcast_to(np.asarray(total), (len(parameters), count))
 
