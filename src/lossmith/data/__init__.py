@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .corpus import read_corpus
     from .formats import Document
     from .packing import pack
+    from .phrases import PhraseFinder, phrase_tokens
     from .prepared import PreparedCorpus, load_prepared, prepare
     from .python_corpus import read_python_corpus
     from .tokenization import load_tokenizer, train_tokenizer
@@ -24,10 +25,12 @@ __all__ = [
     "Document",
     "PackedCollator",
     "PaddedCollator",
+    "PhraseFinder",
     "PreparedCorpus",
     "load_prepared",
     "load_tokenizer",
     "pack",
+    "phrase_tokens",
     "prepare",
     "read_corpus",
     "read_python_corpus",
@@ -39,6 +42,7 @@ _HOMES = {
     "corpus": ("read_corpus",),
     "formats": ("Document",),
     "packing": ("pack",),
+    "phrases": ("PhraseFinder", "phrase_tokens"),
     "prepared": ("PreparedCorpus", "load_prepared", "prepare"),
     "python_corpus": ("read_python_corpus",),
     "tokenization": ("load_tokenizer", "train_tokenizer"),

@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from lossmith.training.objectives import Classification, ExampleEvaluation, NextToken, Objective
     from lossmith.training.record import RunRecord
     from lossmith.training.reweighting import DynamicReweightedLoss
+    from lossmith.training.sequence_revision import Revision, correct_and_regenerate, find_error_positions
     from lossmith.training.set_classification import SetClassification
     from lossmith.training.span_extraction import SpanExtraction
+    from lossmith.training.sparsity import SparsityCallback
     from lossmith.training.spherical import SphericalHeadCallback, SphericalObjective
     from lossmith.training.trainer import Evaluation, NonFiniteLossError, Trainer
 
@@ -27,12 +29,16 @@ _HOMES = {
     "NextToken": "objectives",
     "NonFiniteLossError": "trainer",
     "Objective": "objectives",
+    "Revision": "sequence_revision",
     "RunRecord": "record",
     "SetClassification": "set_classification",
     "SpanExtraction": "span_extraction",
+    "SparsityCallback": "sparsity",
     "SphericalHeadCallback": "spherical",
     "SphericalObjective": "spherical",
     "Trainer": "trainer",
+    "correct_and_regenerate": "sequence_revision",
+    "find_error_positions": "sequence_revision",
     "gradient_cosines": "dual_head",
 }
 
@@ -47,12 +53,16 @@ __all__ = [
     "NextToken",
     "NonFiniteLossError",
     "Objective",
+    "Revision",
     "RunRecord",
     "SetClassification",
     "SpanExtraction",
+    "SparsityCallback",
     "SphericalHeadCallback",
     "SphericalObjective",
     "Trainer",
+    "correct_and_regenerate",
+    "find_error_positions",
     "gradient_cosines",
 ]
 
