@@ -8,55 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from plain_descent import DENSE, batches, dense_step, start
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from lossmith.heads import SphericalHead
-from lossmith.losses import spherical_softmax_loss, taylor_softmax_loss, z_loss
+from lossmith.losses import z_loss
 
-FEATURES, CLASSES = 6, 50
-
-
-def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    return (outputs - nn.functional.one_hot(targets, outputs.shape[-1])).square().sum(-1)
-
-
-DENSE: dict[str, tuple[Any, dict[str, float]]] = {
-    "z_loss": (z_loss, {"a": 0.7, "b": 2.0}),
-    "taylor_softmax": (taylor_softmax_loss, {}),
-    "spherical_softmax": (spherical_softmax_loss, {"eps": 0.1}),
-    "squared_error": (squared_error, {}),
-}
 every_loss = pytest.mark.parametrize("loss", list(DENSE))
-
-
-def batches(number: int, rows: int, *, seed: int = 0, scale: float = 1.0) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Hidden states, targets with repetitions, and weights by row."""
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        (
-            scale * torch.randn(rows, FEATURES, generator=generator, dtype=torch.float64),
-            torch.randint(max(2, min(CLASSES, 3 * rows)), (rows,), generator=generator).clamp_max(CLASSES - 1),
-            torch.rand(rows, generator=generator, dtype=torch.float64),
-        )
-        for _ in range(number)
-    ]
-
-
-def start(dtype: torch.dtype = torch.float64) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    return (0.3 * torch.randn(CLASSES, FEATURES, generator=generator, dtype=torch.float64)).to(dtype)
-
-
-def dense_step(
-    weight: Tensor, loss: str, hidden: Tensor, targets: Tensor, weights: Tensor, lr: float, decay: float = 0.0
-) -> tuple[Tensor, Tensor, Tensor]:
-    """New weight, losses and gradient of hidden, by autograd on the full matrix."""
-    function, options = DENSE[loss]
-    weight, hidden = weight.clone().requires_grad_(), hidden.clone().requires_grad_()
-    losses = function(hidden @ weight.T, targets, **options)
-    (losses * weights).sum().backward()
-    return (weight - lr * (weight.grad + decay * weight)).detach(), losses.detach(), hidden.grad
 
 
 @every_loss
@@ -65,7 +24,7 @@ def test_hundreds_of_steps_equal_plain_sgd(loss: str, rows: int) -> None:
     """Losses, gradients of hidden, the matrix and its statistics, with learning rate and weights changing."""
     weight, head = start(), SphericalHead(6, 50, loss=loss, weight=start(), dtype=torch.float64, **DENSE[loss][1])
     size = 0.01 if loss == "squared_error" else 0.3
-    for number, (hidden, targets, weights) in enumerate(batches(300, rows)):
+    for number, (hidden, targets, weights) in enumerate(batches(200, rows)):
         lr = size * (1 + number % 3) / 3
         weight, losses, gradient = dense_step(weight, loss, hidden, targets, weights, lr)
         mine = hidden.clone().requires_grad_()
@@ -209,7 +168,7 @@ def test_five_thousand_contracting_steps_stay_well_conditioned() -> None:
 
 
 def test_contracting_steps_stay_well_conditioned() -> None:
-    check_contracting_steps(600, 1e-12)
+    check_contracting_steps(250, 1e-12)
 
 
 def check_contracting_steps(number: int, tolerance: float) -> None:
@@ -272,7 +231,7 @@ def test_a_step_that_would_make_the_factor_singular_is_exact_all_the_same() -> N
 
 @every_loss
 def test_float32_rounds_like_plain_float32_sgd(loss: str) -> None:
-    """Over 500 steps with rewriting at work, measured against float64.
+    """Over 250 steps with rewriting at work, measured against float64.
 
     Usually no worse than plain float32 SGD; at most a hundred times, since the spherical softmax (a logarithm of o²)
     makes much of small differences. Statistics agree with the matrix to 2e-6 throughout.
@@ -280,7 +239,7 @@ def test_float32_rounds_like_plain_float32_sgd(loss: str) -> None:
     exact, plain = start(), start(torch.float32)
     head = SphericalHead(6, 50, loss=loss, weight=start(), stabilize_every=10, **DENSE[loss][1])
     size = 0.01 if loss == "squared_error" else 0.1
-    for number, (hidden, targets, weights) in enumerate(batches(500, 4)):
+    for number, (hidden, targets, weights) in enumerate(batches(250, 4)):
         exact, _, _ = dense_step(exact, loss, hidden, targets, weights, size)
         plain, _, _ = dense_step(plain, loss, hidden.float(), targets, weights.float(), size)
         (head(hidden.float(), targets) * weights.float()).sum().backward()
@@ -342,15 +301,6 @@ def test_equal_outputs_have_a_finite_loss_and_no_gradient() -> None:
     assert not head.weight.any()
 
 
-def test_other_types_of_the_module_keep_the_small_matrices_exact() -> None:
-    head = SphericalHead(6, 50).double()
-    assert head.v.dtype == torch.float64
-    head = head.float()
-    assert head.v.dtype == torch.float32
-    assert head.gram.dtype == head.old_u.dtype == torch.float64
-    assert head.half().v.dtype == torch.float32
-
-
 def test_wrong_input_is_named() -> None:
     with pytest.raises(ValueError, match=r"loss 'log_softmax' is not spherical.*z_loss, taylor_softmax"):
         SphericalHead(6, 50, loss="log_softmax")
@@ -366,7 +316,7 @@ def test_wrong_input_is_named() -> None:
         head(hidden, torch.tensor([0, 50]))
     with pytest.raises(ValueError, match="must have 6 features"):
         head(hidden[:, :5], torch.tensor([0, 1]))
-    with pytest.raises(TypeError, match=r"must have the head's dtype, torch\.float32"):
+    with pytest.raises(TypeError, match=r"must have the head's dtype, torch\.float32, or a narrower one"):
         head(hidden.double(), torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="one class index per row"):
         head(hidden, torch.rand(2, 50))
@@ -380,5 +330,5 @@ def test_wrong_input_is_named() -> None:
     losses = head(hidden, torch.tensor([0, 1]))
     head(hidden, torch.tensor([0, 1])).sum().backward()
     head.step(0.1)
-    with pytest.raises(RuntimeError, match="has made a step since"):
+    with pytest.raises(RuntimeError, match="made a step or was materialised since"):
         losses.sum().backward()

@@ -30,8 +30,15 @@ from torch import Tensor
 LARGEST = 2.0
 # Below this norm a geometric series is shorter than a factorisation.
 SERIES = 0.05
-# Beyond this the rewriting is hurried, and beyond its square finished at once: float32 has 7 digits to lose.
-URGENT = {torch.float32: 1e2, torch.float64: 1e4}
+# Condition of U beyond which the rewriting is hurried, and beyond which it is done at once: float32 has 7 digits.
+URGENT = {torch.float32: 3e1, torch.float64: 1e2}
+CRITICAL = {torch.float32: 3e2, torch.float64: 1e4}
+# Even contraction costs no digits, but numbers must stay representable.
+FARTHEST = 1e12
+# Singular values that a step shrinks by less than this are not computed but bounded.
+SURE = 0.2
+# U may become worse conditioned by this factor (a rigorous bound, see Move.strain) before it is looked at again.
+STRAIN = math.log(30)
 
 
 class Factor(NamedTuple):
@@ -88,6 +95,15 @@ class Gradient:
         rotated = {name: torch.cat([p.rotated[name] for p in parts]) for name in parts[0].rotated}
         return Gradient(**{name: column(name) for name in names}, rotated=rotated)
 
+    def move(self, to: Tensor) -> None:
+        """To the device and the type of ``to``, in place."""
+        for name in Gradient.__dataclass_fields__:
+            value = getattr(self, name)
+            if name == "rotated":
+                self.rotated = {k: v.to(to) for k, v in value.items()}
+            else:
+                setattr(self, name, value.to(to) if value.is_floating_point() else value.to(to.device))
+
 
 def identity(features: int, dtype: torch.dtype, device: torch.device) -> Factor:
     """The factor of a matrix that is all in ``V``."""
@@ -108,6 +124,20 @@ def centred_gram(v: Tensor, *, block: int) -> tuple[Tensor, Tensor]:
     return q, sums
 
 
+def deviations(w: Tensor, gram: Tensor, sums: Tensor, factor: Factor, *, block: int) -> dict[str, float]:
+    """How far maintained statistics are from those of ``w``, and the inverse from an inverse."""
+    true_gram, true_sums = centred_gram(w, block=block)
+    product = factor.u @ factor.inverse.double()
+    product.diagonal().sub_(1)
+    # Column sums may cancel: they are measured against what they are sums of.
+    sizes = w.abs().sum(0).max().clamp_min(1e-300)
+    return {
+        "gram": float((gram - true_gram).abs().max() / true_gram.abs().max().clamp_min(1e-300)),
+        "sums": float((sums - true_sums).abs().max() / sizes),
+        "inverse": float(product.abs().max()),
+    }
+
+
 @dataclass(slots=True)
 class Products:
     """``HᵀGᵀG H``'s trace, the squared norm of the gradient of ``W``; and what a step needs of it.
@@ -118,6 +148,7 @@ class Products:
 
     squared_norm: Tensor
     of_hidden: Tensor | None = None
+    weights: Tensor | None = None
     of_outputs: Tensor | None = None
     change: Tensor | None = None
     both: Tensor | None = None
@@ -143,7 +174,7 @@ def products(g: Gradient, classes: int) -> Products:
     both.addmm_(gathered.T, gathered)
     a, b = h.T @ g.by_s, h.T @ total
     both.addr_(classes * a + b, a).addr_(a, b)
-    return Products(both.diagonal().sum(), change=change, both=both)
+    return Products(both.diagonal().sum(), weights=weights, change=change, both=both)
 
 
 def change_of_gram(g: Gradient, p: Products, sums: Tensor, classes: int, lr: float) -> tuple[Tensor, Tensor]:
@@ -179,39 +210,69 @@ def _by_class(g: Gradient) -> Tensor:
     return moved.new_zeros(len(classes), g.hidden.shape[1]).index_add_(0, position.reshape(-1), moved)
 
 
+def descend_plainly(w: Tensor, g: Gradient, lr: float, *, block: int) -> None:
+    """The step on the full matrix, in place."""
+    by_s = g.hidden.T @ g.by_s
+    for part in w.split(block):
+        part -= lr * ((part @ g.weighted.T) @ g.hidden + by_s)
+    shift = (g.by_targets.unsqueeze(-1) * g.hidden.unsqueeze(1)).reshape(-1, w.shape[1])
+    w.index_add_(0, g.rows.reshape(-1), shift, alpha=-lr)
+
+
 class Move(NamedTuple):
-    """A step of a factor, not applied yet: ``H U'⁻¹`` of the new one, ``H Uᵀ`` of the old; the new inverse if known."""
+    """A step of a factor, not applied yet: ``H U'⁻¹`` of the new one, ``H Uᵀ`` of the old; the new inverse if known.
+
+    ``strain`` bounds the logarithm of what the step does to the condition of ``U``, and to its size: ``U' = U (I - S)``
+    with symmetric ``S``, whose eigenvalues are at most its norm, so that singular values change by factors between
+    ``1 - |S|`` and ``1 + |S|``.
+    """
 
     rows: Tensor
     rotated: Tensor
     inverse: Tensor | None
+    strain: float
 
 
 def move_of_factor(factor: Factor, g: Gradient, rotated: Tensor, p: Products, lr: float) -> Move | None:
     """``None`` where the step would make ``U`` singular (or nearly so)."""
     h, two_q = g.hidden, 2 * g.by_q
+    # The matrix that a step is about: E = η H Hᵀ diag(2 g_q), or S = η Hᵀ diag(2 g_q) H, with the same eigenvalues.
     if p.of_hidden is not None:
-        # P = H U'⁻¹ solves (I - E) P = H U⁻¹, E = η H Hᵀ diag(2 g_q) (Woodbury).
         e = (lr * p.of_hidden) * two_q
-        start = h @ factor.inverse
-        size = float(e.abs().sum(-1).amax())
-        if size < SERIES:
-            # P = Σ Eᵏ H U⁻¹ to the last digit: a few products, where a factorisation takes longer than all else.
-            terms = math.ceil(math.log(torch.finfo(e.dtype).eps) / math.log(max(size, 1e-300)))
-            rows = start
-            for _ in range(max(1, terms)):
-                rows = torch.addmm(start, e, rows)
-            return Move(rows, rotated, None)
-        system = torch.eye(len(e), dtype=e.dtype, device=e.device) - e
-        lu, pivots, _ = torch.linalg.lu_factor_ex(system)
-        if not bool(lu.diagonal().abs().amin() > 1e-4):
-            return None
-        return Move(torch.linalg.lu_solve(lu, pivots, start), rotated, None)
-    inverse, info = torch.linalg.inv_ex(factor.u - lr * (rotated.T @ g.weighted))
-    inverse = inverse.to(h.dtype)
-    if int(info) or not bool(torch.isfinite(inverse).all()):
+    else:
+        assert p.weights is not None
+        e = lr * p.weights
+    size = float(e.abs().sum(-1).amax())
+    if not math.isfinite(size):
         return None
-    return Move(h @ inverse, rotated, inverse)
+    # The largest eigenvalue is at most the sum of absolute values of a row of E, and at most the root of tr E² = |S|².
+    bound = size if size < SERIES else min(size, math.sqrt(max(0.0, float((e * e.T).sum()))) * (1 + 1e-3))
+    least, most = 1 - bound, 1 + bound
+    if not least > SURE:
+        # The bounds say too little.
+        factors = (1 - torch.linalg.eigvalsh(lr * (g.weighted.T.double() @ h.double()))).abs()
+        least, most = min(1.0, float(factors.amin())), max(1.0, float(factors.amax()))
+        if not most < URGENT[h.dtype] * least:
+            return None
+    strain = math.log(most / least)
+    if p.of_hidden is None:
+        inverse, info = torch.linalg.inv_ex(factor.u - lr * (rotated.T @ g.weighted))
+        if int(info) or not bool(torch.isfinite(inverse).all()):
+            return None
+        inverse = inverse.to(h.dtype)
+        return Move(h @ inverse, rotated, inverse, strain)
+    # P = H U'⁻¹ solves (I - E) P = H U⁻¹ (Woodbury).
+    start = h @ factor.inverse
+    if size < SERIES:
+        # P = Σ Eᵏ H U⁻¹ to the last digit: a few products, where a factorisation takes longer than all else.
+        terms = math.ceil(math.log(torch.finfo(e.dtype).eps) / math.log(max(size, 1e-300)))
+        rows = start
+        for _ in range(max(1, terms)):
+            rows = torch.addmm(start, e, rows)
+    else:
+        system = torch.eye(len(e), dtype=e.dtype, device=e.device) - e
+        rows = torch.linalg.solve(system, start)
+    return Move(rows, rotated, None, strain)
 
 
 def apply_move(factor: Factor, move: Move, g: Gradient, lr: float) -> None:
@@ -226,12 +287,36 @@ def apply_move(factor: Factor, move: Move, g: Gradient, lr: float) -> None:
     factor.omega.sub_(g.hidden.T @ along, alpha=lr)
 
 
-def largest_singular_value(matrix: Tensor, start: Tensor, *, iterations: int = 8) -> tuple[float, Tensor]:
-    """Power iteration on ``MᵀM`` from ``start``: a lower bound that is good where it matters, and the vector found."""
-    vector = start.to(matrix.dtype)
+def invert(factor: Factor) -> tuple[float, float]:
+    """Invert ``U`` exactly; the largest singular values of ``U`` and of its inverse (infinite if it has none)."""
+    inverse, info = torch.linalg.inv_ex(factor.u)
+    if int(info):
+        return math.inf, math.inf
+    factor.inverse.copy_(inverse)
+    return largest_singular_value(factor.u), largest_singular_value(inverse)
+
+
+def largest_singular_value(matrix: Tensor, *, iterations: int = 12) -> float:
+    """Power iteration on ``MᵀM``: a lower bound, hardly ever below 70 percent of the value.
+
+    It begins with the longest row, which leans towards what is large, and a vector that nothing is orthogonal to by
+    its nature.
+    """
+    features = matrix.shape[1]
+    row = matrix[matrix.square().sum(1).argmax()]
+    rest = torch.arange(features, dtype=matrix.dtype, device=matrix.device).cos()
+    vector = row / row.norm() + torch.where(row @ rest < 0, -rest, rest) / rest.norm()
     value = matrix.new_zeros(())
     for _ in range(iterations):
-        vector = matrix.T @ (matrix @ vector)
+        vector = matrix.T @ (matrix @ (vector / vector.norm()))
         value = vector.norm()
-        vector = vector / value.clamp_min(torch.finfo(vector.dtype).tiny)
-    return float(value.sqrt()), vector.double()
+    return float(value.sqrt())
+
+
+def rewrite(rows: Tensor, old: Factor, new: Factor, *, block: int) -> None:
+    """Rows of ``V`` from one factor to another, in place: ``v ← (v U_old + ω_old - ω_new) U_new⁻¹``."""
+    inverse = torch.linalg.inv(new.u)
+    to_new = (old.u @ inverse).to(rows.dtype)
+    shift = ((old.omega - new.omega) @ inverse).to(rows.dtype)
+    for part in rows.split(block):
+        part.copy_(torch.addmm(shift, part, to_new))

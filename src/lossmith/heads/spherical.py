@@ -11,20 +11,26 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lossmith.heads.factored import (
+    CRITICAL,
+    FARTHEST,
     LARGEST,
+    STRAIN,
     URGENT,
     Factor,
     Gradient,
     apply_move,
     centred_gram,
     change_of_gram,
+    descend_plainly,
+    deviations,
     identity,
-    largest_singular_value,
+    invert,
     move_of_factor,
     products,
+    rewrite,
 )
 from lossmith.heads.spherical_family import Outputs, spherical_loss
-from lossmith.heads.spherical_step import SphericalLosses, Targets, Unscaled, read_targets
+from lossmith.heads.spherical_step import SphericalLosses, Targets, Unscaled, exactly, read_targets
 
 # Rows of V that are multiplied at a time where all of them are wanted.
 BLOCK = 8192
@@ -51,9 +57,11 @@ class SphericalHead(nn.Module):
         init_std: small outputs learn fast: gradients of the Z-loss fall like one over the outputs' deviation.
         weight_decay: ``λ``, as of ``torch.optim.SGD``.
         max_grad_norm: clip the gradient of ``W`` to this Frobenius norm (computed exactly); default no clipping.
-        stabilize_every: steps between looks at the conditioning of the factor, and exact inversions of it.
+        stabilize_every: most steps between looks at the conditioning of the factor, and exact inversions of it; they
+            come earlier where the steps' sizes allow the condition to have grown by 30.
         ignore_index: target of rows that do not count (loss and gradient exactly 0).
-        dtype: float32 or float64, of the matrix and of the products. Small matrices are kept in float64.
+        dtype: float32 or float64, of the matrix and of the products, under autocast, too. Small matrices are kept in
+            float64.
         device: of the matrix.
         **options: of ``loss``.
 
@@ -94,7 +102,7 @@ class SphericalHead(nn.Module):
     rewritten: Tensor
     steps: Tensor
     pace: Tensor
-    directions: Tensor
+    strain: Tensor
 
     def __init__(
         self,
@@ -145,12 +153,14 @@ class SphericalHead(nn.Module):
                 self.register_buffer(f"{name}_{part}", value)
         self.register_buffer("rewritten", torch.zeros((), dtype=torch.int64))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        start = torch.ones(in_features, dtype=torch.float64, device=v.device) / math.sqrt(in_features)
-        self.register_buffer("directions", torch.stack([start, start]))
         self._pending: list[Gradient] = []
         # What the host needs to know at every step without asking a GPU.
         self._place, self._count, self._pace, self._busy = 0, 0, 0, False
         self.register_buffer("pace", torch.zeros((), dtype=torch.int64))
+        # Bound on the growth of the logarithm of the factor's condition since the last look.
+        self._strain = 0.0
+        self.register_buffer("strain", torch.zeros((), dtype=torch.float64))
+        self._version = 0  # changes whenever what a forward pass has left behind becomes void
         self._working: dict[str, Tensor] = {}
         self.register_load_state_dict_post_hook(lambda module, _: module._read_counters())
 
@@ -160,13 +170,13 @@ class SphericalHead(nn.Module):
         """One loss per row; without targets the scores of all classes (a dense matrix).
 
         Args:
-            hidden: last hidden states, in the head's data type.
+            hidden: last hidden states, in the head's data type or a narrower one (half precision is widened).
             targets: class indices (or ``ignore_index``), shaped like the batch. For ``squared_error`` also a pair
                 ``(indices, values)`` of shape ``(*batch, K)`` each, or dense targets ``(*batch, num_classes)``.
         """
         if targets is None:
             return self.scores(hidden)
-        self._check_hidden(hidden)
+        hidden = self._checked(hidden)
         batch = hidden.shape[:-1]
         indices, values, counted = read_targets(targets, batch, self)
         flat = hidden.reshape(-1, self.in_features)
@@ -181,7 +191,7 @@ class SphericalHead(nn.Module):
             losses = SphericalLosses.apply(flat, indices, values, self)
         return losses.reshape(batch)
 
-    @torch.no_grad()
+    @exactly
     def step(self, lr: float) -> None:
         """Apply the SGD update of everything that has been accumulated, and forget it.
 
@@ -204,20 +214,22 @@ class SphericalHead(nn.Module):
             self._count += 1
             self._stabilize()
             self.steps.fill_(self._count)
-            self._working = {}
+            self.strain.fill_(self._strain)
+            self._changed()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget what has been accumulated."""
         super().zero_grad(set_to_none)
         self._pending = []
 
-    @torch.no_grad()
+    @exactly
     def grad_norm(self) -> float:
         """Frobenius norm of the accumulated gradient of ``W``, exactly: ``Σ (GᵀG ∘ HᵀH)``."""
         if not self._pending:
             return 0.0
-        return math.sqrt(max(0.0, float(products(Gradient.joined(self._pending), self.num_classes).squared_norm)))
+        return _root(products(Gradient.joined(self._pending), self.num_classes).squared_norm)
 
+    @exactly
     def _forward(self, hidden: Tensor, indices: Tensor, values: Tensor) -> tuple[Tensor, Unscaled]:
         """Losses, and each row's gradient as if its loss counted once."""
         w, d = self._in_working_type(), self.num_classes
@@ -244,36 +256,38 @@ class SphericalHead(nn.Module):
 
     def _descend(self, g: Gradient, lr: float) -> None:
         p = products(g, self.num_classes)
+        norm = _root(p.squared_norm)
+        if not math.isfinite(norm):
+            raise FloatingPointError(
+                f"the norm of the collected gradient is {norm}: this step is not made and its gradient is forgotten; "
+                "look for hidden states or losses that are not finite, or far too large"
+            )
         if self.max_grad_norm is not None:
-            lr *= min(1.0, self.max_grad_norm / (math.sqrt(max(0.0, float(p.squared_norm))) + 1e-6))
-        change, lost = change_of_gram(g, p, self.sums.to(self.v.dtype), self.num_classes, lr)
+            lr *= min(1.0, self.max_grad_norm / (norm + 1e-6))
         used = self._generations(g.rows)
         moves = {name: move_of_factor(self._factor(name), g, g.rotated[name], p, lr) for name, _ in used}
         if any(move is None for move in moves.values()):
-            self._descend_materialised(g, lr)
-        else:
-            for name, mine in used:
-                move = moves[name]
-                assert move is not None
-                apply_move(self._factor(name), move, g, lr)
-                y = g.by_targets if mine is None else g.by_targets * mine
-                shift = y * move.rows if y.shape[1] == 1 else y.unsqueeze(-1) * move.rows.unsqueeze(1)
-                self.v.index_add_(0, g.rows.reshape(-1), shift.reshape(-1, self.in_features), alpha=-lr)
+            # W may become singular, U may not. So large a step also takes digits off the statistics.
+            self.materialise()
+            descend_plainly(self.v, g, lr, block=BLOCK)
+            self._recompute()
+            return
+        change, lost = change_of_gram(g, p, self.sums.to(self.v.dtype), self.num_classes, lr)
         self.gram.sub_(change + change.T)
         self.sums.sub_(lost)
-
-    def _descend_materialised(self, g: Gradient, lr: float) -> None:
-        """The same step on the full matrix, where the factor would become singular: ``W`` may be, ``U`` may not."""
-        self.materialise()
-        weighted, by_s = g.weighted, g.hidden.T @ g.by_s
-        for part in self.v.split(BLOCK):
-            part -= lr * ((part @ weighted.T) @ g.hidden + by_s)
-        shift = (g.by_targets.unsqueeze(-1) * g.hidden.unsqueeze(1)).reshape(-1, self.in_features)
-        self.v.index_add_(0, g.rows.reshape(-1), shift, alpha=-lr)
+        for name, mine in used:
+            move = moves[name]
+            assert move is not None
+            apply_move(self._factor(name), move, g, lr)
+            y = g.by_targets if mine is None else g.by_targets * mine
+            shift = y * move.rows if y.shape[1] == 1 else y.unsqueeze(-1) * move.rows.unsqueeze(1)
+            self.v.index_add_(0, g.rows.reshape(-1), shift.reshape(-1, self.in_features), alpha=-lr)
+        # That of every factor: they are multiplied by the same matrix.
+        self._strain += move.strain
 
     # ---- conditioning ---------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @exactly
     def materialise(self) -> None:
         """Put all of ``W`` into ``V``: O(classes · features²). Changes nothing but rounding."""
         for part, block in self._blocks():
@@ -281,33 +295,28 @@ class SphericalHead(nn.Module):
             block.copy_(torch.addmm(omega.to(block.dtype), block, u.to(block.dtype)))
         for name in ("old", "new"):
             self._set_factor(name, self._identity())
-        self._place, self._pace, self._busy = 0, 0, False
-        self.rewritten.zero_()
-        self.pace.zero_()
-        self._working = {}
+        self._place, self._pace, self._busy, self._strain = 0, 0, False, 0.0
+        for counter in (self.rewritten, self.pace, self.strain):
+            counter.zero_()
+        for gradient in self._pending:
+            gradient.rotated = {"old": gradient.hidden}
+        self._changed()
 
-    @torch.no_grad()
+    @exactly
     def synchronise(self) -> None:
         """Materialise, and compute ``Q`` and the column sums anew from ``W``: removes all accumulated rounding."""
         self.materialise()
-        q, sums = centred_gram(self.v, block=BLOCK)
-        self.gram.copy_(q)
+        self._recompute()
+
+    def _recompute(self) -> None:
+        gram, sums = centred_gram(self.v, block=BLOCK)
+        self.gram.copy_(gram)
         self.sums.copy_(sums)
 
-    @torch.no_grad()
+    @exactly
     def consistency(self) -> dict[str, float]:
         """Largest deviations of the maintained statistics from those of ``weight``, relative to their size."""
-        weight = self.weight
-        q, sums = centred_gram(weight, block=BLOCK)
-        inverse = self.old_u @ self.old_inverse.double()
-        eye = torch.eye(self.in_features, dtype=inverse.dtype, device=inverse.device)
-        # Column sums may cancel: they are measured against what they are sums of.
-        sizes = weight.abs().sum(0).max().clamp_min(1e-300)
-        return {
-            "gram": float((self.gram - q).abs().max() / q.abs().max().clamp_min(1e-300)),
-            "sums": float((self.sums - sums).abs().max() / sizes),
-            "inverse": float((inverse - eye).abs().max()),
-        }
+        return deviations(self.weight, self.gram, self.sums, self._factor("old"), block=BLOCK)
 
     def _stabilize(self) -> None:
         if self._busy:
@@ -318,24 +327,20 @@ class SphericalHead(nn.Module):
                 self._place, self._pace, self._busy = 0, 0, False
             self.rewritten.fill_(self._place)
             self.pace.fill_(self._pace)
-        if self._count % self.stabilize_every == 0:
+        if self._strain > STRAIN or self._count % self.stabilize_every == 0:
             self._look()
 
     def _look(self) -> None:
-        """Invert exactly, measure the old factor's singular values, and start or hurry a rewriting."""
-        for name in ("old", "new") if self._busy else ("old",):
-            inverse, info = torch.linalg.inv_ex(self._factor(name).u)
-            if not int(info):
-                self._factor(name).inverse.copy_(inverse)
-        values = []
-        for i, matrix in enumerate((self.old_u, self.old_inverse)):
-            value, self.directions[i] = largest_singular_value(matrix, self.directions[i])
-            values.append(value)
-        condition, urgent = values[0] * values[1], URGENT[self.v.dtype]
-        if not math.isfinite(condition) or condition > urgent**2:
+        """Invert exactly, measure singular values, and start or hurry a rewriting."""
+        self._strain = 0.0
+        found = [invert(self._factor(name)) for name in self._in_use()]
+        conditions = [u * inverse for u, inverse in found]
+        urgent, critical = URGENT[self.v.dtype], CRITICAL[self.v.dtype]
+        farthest = max(max(pair) for pair in found)
+        if not (all(c <= critical for c in conditions) and farthest <= FARTHEST):  # NaN is far from fine
             self.materialise()
-        elif max(values) > LARGEST:
-            hurry = 10 if condition > urgent else 1
+        elif farthest > LARGEST:
+            hurry = 10 if max(conditions) > urgent else 1
             fewest = min(FEWEST_ROWS, self.num_classes)
             # Looks come every so many steps: a rewriting that took longer than two of them would come too late.
             steps = min(REWRITING_STEPS, 2 * self.stabilize_every) if hurry > 1 else REWRITING_STEPS
@@ -344,13 +349,9 @@ class SphericalHead(nn.Module):
             self.pace.fill_(self._pace)
 
     def _rewrite(self, count: int) -> None:
-        """Give the next ``count`` rows of ``V`` the new factor: ``v ← (v U_old + ω_old - ω_new) U_new⁻¹``."""
-        old, new = self._factor("old"), self._factor("new")
-        inverse = torch.linalg.inv(new.u)
-        to_new = (old.u @ inverse).to(self.v.dtype)
-        shift = ((old.omega - new.omega) @ inverse).to(self.v.dtype)
-        for part in self.v[self._place : self._place + count].split(BLOCK):
-            part.copy_(torch.addmm(shift, part, to_new))
+        """Give the next ``count`` rows of ``V`` the new factor."""
+        rows = self.v[self._place : self._place + count]
+        rewrite(rows, self._factor("old"), self._factor("new"), block=BLOCK)
         self._place += count
 
     def _identity(self) -> Factor:
@@ -363,6 +364,9 @@ class SphericalHead(nn.Module):
         done = rows < self._place
         return [("old", ~done), ("new", done)]
 
+    def _in_use(self) -> tuple[str, ...]:
+        return ("old", "new") if self._busy else ("old",)
+
     def _factor(self, name: str) -> Factor:
         return Factor(*(getattr(self, f"{name}_{part}") for part in Factor._fields))
 
@@ -371,18 +375,19 @@ class SphericalHead(nn.Module):
             getattr(self, f"{name}_{part}").copy_(value)
 
     def _scale(self, keep: float) -> None:
-        for name in ("old", "new"):
+        for name in self._in_use():
             u, inverse, omega = self._factor(name)
             self._set_factor(name, Factor(keep * u, inverse / keep, keep * omega))
         self.gram *= keep**2
         self.sums *= keep
+        self._strain -= math.log(keep)
 
     def _in_working_type(self) -> dict[str, Tensor]:
         """The small matrices as the products need them, made once per step."""
         if not self._working:
             dtype = self.v.dtype
             made = {"centred": self.gram.to(dtype), "sums": self.sums.to(dtype)}
-            for name in ("old", "new") if self._busy else ("old",):
+            for name in self._in_use():
                 factor = self._factor(name)
                 made |= {f"{name}_u": factor.u.to(dtype), f"{name}_omega": factor.omega.to(dtype)}
             self._working = made
@@ -391,27 +396,27 @@ class SphericalHead(nn.Module):
     # ---- using ----------------------------------------------------------------------------------------------------
 
     @property
+    @exactly
     def weight(self) -> Float[Tensor, "classes features"]:
         """``W``, materialised: a new dense matrix."""
-        with torch.no_grad():
-            dense, start = torch.empty_like(self.v), 0
-            for name, block in self._blocks():
-                u, _, omega = self._factor(name)
-                out = dense[start : start + len(block)]
-                torch.addmm(omega.to(block.dtype), block, u.to(block.dtype), out=out)
-                start += len(block)
-            return dense
+        dense, start = torch.empty_like(self.v), 0
+        for name, block in self._blocks():
+            u, _, omega = self._factor(name)
+            out = dense[start : start + len(block)]
+            torch.addmm(omega.to(block.dtype), block, u.to(block.dtype), out=out)
+            start += len(block)
+        return dense
 
-    @torch.no_grad()
+    @exactly
     def scores(self, hidden: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch classes"]:
         """Outputs of all classes: O(classes · features) per row, without gradient."""
-        self._check_hidden(hidden)
+        hidden = self._checked(hidden)
         return torch.cat([part for _, part in self._score_blocks(hidden)], dim=-1)
 
-    @torch.no_grad()
+    @exactly
     def topk(self, hidden: Float[Tensor, "*batch features"], k: int) -> torch.return_types.topk:
         """The ``k`` best classes of each row, as ``torch.topk``, without holding the scores of all."""
-        self._check_hidden(hidden)
+        hidden = self._checked(hidden)
         if not 1 <= k <= self.num_classes:
             raise ValueError(f"k must be in [1, {self.num_classes}], got {k}")
         values = hidden.new_empty((*hidden.shape[:-1], 0))
@@ -463,24 +468,45 @@ class SphericalHead(nn.Module):
     # ---- bookkeeping ----------------------------------------------------------------------------------------------
 
     def _apply(self, fn: Any, recurse: bool = True) -> SphericalHead:
-        before = self.v.dtype
+        # Types other than float32 and float64, and other types of the small matrices, would spoil what is exact.
+        kept = dict(self.named_buffers(recurse=False))
         super()._apply(fn, recurse)
         if self.v.dtype not in (torch.float32, torch.float64):
-            self.v = self.v.to(before)
-        for name in ("gram", "sums", "directions", "old_u", "old_omega", "new_u", "new_omega"):
-            setattr(self, name, getattr(self, name).double())
-        for name in ("old_inverse", "new_inverse"):
-            setattr(self, name, getattr(self, name).to(self.v.dtype))
-        self._working = {}
+            self.v = _moved(kept["v"], self.v, kept["v"].dtype)
+        for name, tensor in kept.items():
+            if name != "v":
+                dtype = self.v.dtype if name.endswith("inverse") else tensor.dtype
+                setattr(self, name, _moved(tensor, getattr(self, name), dtype))
+        for gradient in self._pending:
+            gradient.move(self.v)
+        self._changed()
         return self
 
     def _read_counters(self) -> None:
         self._place, self._count, self._pace = int(self.rewritten), int(self.steps), int(self.pace)
-        self._busy = self._pace > 0
-        self._working, self._pending = {}, []
+        self._busy, self._strain = self._pace > 0, float(self.strain)
+        self._pending = []
+        self._changed()
 
-    def _check_hidden(self, hidden: Tensor) -> None:
+    def _changed(self) -> None:
+        self._working = {}
+        self._version += 1
+
+    def _checked(self, hidden: Tensor) -> Tensor:
         if hidden.ndim == 0 or hidden.shape[-1] != self.in_features:
             raise ValueError(f"hidden must have {self.in_features} features, got shape {tuple(hidden.shape)}")
-        if hidden.dtype != self.v.dtype:
-            raise TypeError(f"hidden must have the head's dtype, {self.v.dtype}, got {hidden.dtype}")
+        if not hidden.is_floating_point() or torch.promote_types(hidden.dtype, self.v.dtype) != self.v.dtype:
+            raise TypeError(f"hidden must have the head's dtype, {self.v.dtype}, or a narrower one, got {hidden.dtype}")
+        return hidden.to(self.v.dtype)
+
+
+def _moved(before: Tensor, after: Tensor, dtype: torch.dtype) -> Tensor:
+    """``before`` where ``after`` is, in ``dtype``; ``after`` itself where that loses nothing."""
+    if after.dtype == before.dtype == dtype or before.is_meta:
+        return after.to(dtype)
+    return before.to(after.device, dtype)
+
+
+def _root(square: Tensor) -> float:
+    # In this order max keeps NaN.
+    return math.sqrt(max(float(square), 0.0))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +17,18 @@ if TYPE_CHECKING:
     from lossmith.heads.spherical import SphericalHead
 
 Targets = Tensor | tuple[Tensor, Tensor]
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def exactly(method: Method) -> Method:
+    """Without gradients, and under autocast in the head's own type: bfloat16 would spoil the statistics."""
+
+    @functools.wraps(method)
+    def wrapped(head: SphericalHead, *arguments: Any, **options: Any) -> Any:
+        with torch.no_grad(), torch.autocast(head.v.device.type, enabled=False):
+            return method(head, *arguments, **options)
+
+    return cast("Method", wrapped)
 
 
 class Unscaled(NamedTuple):
@@ -54,15 +68,19 @@ class SphericalLosses(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, indices: Tensor, values: Tensor, head: SphericalHead) -> Tensor:
         """See :class:`lossmith.heads.SphericalHead`."""
         losses, gradient = head._forward(hidden.detach(), indices, values)
-        ctx.head, ctx.gradient, ctx.count = head, gradient, head._count
+        ctx.head, ctx.gradient, ctx.version = head, gradient, head._version
         return losses
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, None, None, None]:
         """The gradient of the hidden states."""
+        if torch.is_grad_enabled():
+            raise RuntimeError("a spherical head has no second derivatives; take those of the dense loss of its scores")
         head, g = ctx.head, ctx.gradient
-        if ctx.count != head._count:
-            raise RuntimeError("the head has made a step since this loss was computed; run the forward pass again")
+        if ctx.version != head._version:
+            raise RuntimeError(
+                "the head has made a step or was materialised since this loss was computed; run the forward pass again"
+            )
         scaled = g.times(upstream.detach())
         if head.training:
             head._pending.append(scaled)
