@@ -160,14 +160,16 @@ class Law(ABC):
         seed: int = 0,
         calibrated: bool = True,
         starts: int = 6,
+        solution: Solution | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Fitted:
-        """As :meth:`fit`, for measurements that are read already."""
+        """As :meth:`fit`, for measurements that are read already, and, where given, a minimum that is found already."""
         self.check(table)
         fit = self.prepared(table)
-        solution = fit_terms(
-            fit.terms, fit.columns, fit.target, objective=fit.objective, starts=starts, fixed=fit.fixed
-        )
+        if solution is None:
+            solution = fit_terms(
+                fit.terms, fit.columns, fit.target, objective=fit.objective, starts=starts, fixed=fit.fixed
+            )
         samples = np.zeros((0, len(self.names)))
         calibration = Calibration()
         if bootstrap:

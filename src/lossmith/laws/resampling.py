@@ -86,19 +86,35 @@ def refit(
             the second below 8 runs.
         progress: told ``(refits done, refits)``.
     """
+    sample = _resample(fit, solution, number, seed, keep, method)
+    return _refit(fit, sample, progress).parameters
+
+
+@dataclass(frozen=True, slots=True)
+class _Resample:
+    """What the refits are fitted to, ``(number, n)``, and where they start, ``(number, M, P)``."""
+
+    weights: Array
+    target: Array
+    starts: Array
+
+
+def _resample(
+    fit: Fit, solution: Solution, number: int, seed: int, keep: Array | None = None, method: str = "auto"
+) -> _Resample:
     rng = np.random.default_rng(seed)
     kept = np.ones(len(fit.target)) if keep is None else np.asarray(keep, dtype=np.float64)
     _, codes = np.unique(fit.runs, return_inverse=True)
     present = np.unique(codes[kept > 0])
     if method == "auto":
         method = "wild" if len(present) < _FEW_RUNS else "runs"
-    starts = distinct(solution.minima[0], solution.values[0])
+    shape = (number, len(fit.target))
     if method == "runs":
         counts = rng.multinomial(len(present), np.full(len(present), 1 / len(present)), size=number).astype(np.float64)
         per_run = np.zeros((number, codes.max() + 1))
         per_run[:, present] = counts
         weights: Array = per_run[:, codes] * kept
-        target = fit.target
+        target = np.broadcast_to(fit.target, shape)
     else:
         signs = rng.choice([-1.0, 1.0], size=(number, codes.max() + 1))[:, codes]
         free = len(fit.terms.names) - len(fit.fixed)
@@ -109,19 +125,23 @@ def refit(
         target = value * np.exp(moved) if fit.objective.residual == "log" else value + moved
         if fit.objective.residual == "linear" and (fit.target > 0).all():
             target = np.maximum(target, 1e-3 * fit.target)
-        weights = kept
-    found = fit_terms(
+        weights = np.broadcast_to(kept, shape)
+    starts = distinct(solution.minima[0], solution.values[0])
+    return _Resample(weights, target, np.broadcast_to(starts, (number, *starts.shape)))
+
+
+def _refit(fit: Fit, sample: _Resample, progress: Callable[[int, int], None] | None = None) -> Solution:
+    return fit_terms(
         fit.terms,
         fit.columns,
-        target,
-        weights=weights,
+        sample.target,
+        weights=sample.weights,
         objective=fit.objective,
         starts=0,
-        initial=starts,
+        initial=sample.starts,
         fixed=fit.fixed,
         progress=progress,
     )
-    return found.parameters
 
 
 def distinct(minima: Array, values: Array, limit: int = 3) -> Array:
@@ -228,13 +248,15 @@ def calibrate(fit: Fit, solution: Solution, *, number: int, seed: int, level: fl
         initial=distinct(solution.minima[0], solution.values[0]),
         fixed=fit.fixed,
     )
+    ones = [Solution(*(getattr(found, name)[i : i + 1] for name in Solution.__slots__)) for i in range(len(flat))]
+    refits = _refit_all(fit, [_resample(fit, one, number, seed + i, keeps[i]) for i, one in enumerate(ones)])
     scores = []
     for index, (keep, test) in enumerate(flat):
-        one = Solution(*(getattr(found, name)[index : index + 1] for name in Solution.__slots__))
-        parameters = refit(fit, one, number, seed + index, keep=keep.astype(np.float64))
-        noise = Noise.of(fit.residuals(one.parameters[0]), fit.runs, free, keep)
-        best = fit.value(one.parameters[0])[test]
-        draws = prediction_draws(fit.value(parameters)[:, test], noise, fit.objective.residual, seed + index, best)
+        chosen = ones[index].parameters[0]
+        noise = Noise.of(fit.residuals(chosen), fit.runs, free, keep)
+        best = fit.value(chosen)[test]
+        value = fit.value(refits[index])[:, test]
+        draws = prediction_draws(value, noise, fit.objective.residual, seed + index, best)
         low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
         scores.append(_half_widths(fit.target[test], low, best, high, fit.objective.residual))
     factor, position = 1.0, 0
@@ -246,6 +268,20 @@ def calibrate(fit: Fit, solution: Solution, *, number: int, seed: int, level: fl
             factor = max(factor, float(np.quantile(own, rank, method="higher")))
     every = np.concatenate(scores)
     return Calibration(factor, float((every <= 1).mean()), len(every))
+
+
+def _refit_all(fit: Fit, samples: list[_Resample]) -> Array:
+    """Parameters ``(samples, number, P)``, all in one call."""
+    most = max(sample.starts.shape[1] for sample in samples)
+    # Repeated starts cost a little time and change nothing.
+    starts = [s.starts[:, np.arange(most) % s.starts.shape[1]] for s in samples]
+    whole = _Resample(
+        np.concatenate([s.weights for s in samples]),
+        np.concatenate([s.target for s in samples]),
+        np.concatenate(starts),
+    )
+    found = _refit(fit, whole).parameters
+    return found.reshape(len(samples), -1, found.shape[-1])
 
 
 def _folds(fit: Fit, size: Array, codes: np.ndarray, runs: int) -> list[tuple[np.ndarray, np.ndarray]]:

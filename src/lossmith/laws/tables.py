@@ -9,13 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lossmith.errors import InputError, did_you_mean
-from lossmith.files import read_json
+from lossmith.laws.sources import read_frame
 from lossmith.laws.terms import Array
 
 if TYPE_CHECKING:
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
 _SUFFIX = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
 _AMOUNT = re.compile(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([kmbgt]?)\s*", re.IGNORECASE)
 UNITS = ("nats", "bits", "perplexity")
+# The name under which the readers of curves know it.
+_frame = read_frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +52,14 @@ PARAMS = Column(
     "params",
     ("N", "num_params", "parameters", "n_params", "model_size", "model size", "size", "non_embedding_params"),
     "count",
-    100.0,
+    1000.0,
     "number of parameters",
 )
 TOKENS = Column(
     "tokens",
     ("D", "tokens_seen", "num_tokens", "num_token", "token_num", "training_tokens", "n_tokens"),
     "count",
-    1000.0,
+    20_000.0,
     "training tokens seen",
 )
 FLOPS = Column(
@@ -139,11 +140,12 @@ def read_table(source: Any, needed: Sequence[Column], target: str = "loss", read
 
     Raises:
         InputError: a missing column (names what is there), values that are not positive, or of another unit than they
-            say, repeated contradictions, and so on: one sentence each.
+            say, and so on: one sentence each.
     """
     if isinstance(source, Table):
         return source
-    name, frame = _frame(source)
+    name, frame = read_frame(source)
+    notes: list[str] = list(frame.attrs.get("notes", ()))
     if reading.where:
         frame = _filtered(frame, reading.where, name)
     if len(frame) == 0:
@@ -154,7 +156,6 @@ def read_table(source: Any, needed: Sequence[Column], target: str = "loss", read
             raise InputError(f"{option} names '{wrong}', which the law does not use: {did_you_mean(wrong, known)}")
     if reading.unit is not None and reading.unit not in UNITS:
         raise InputError(f"unit must be {', '.join(UNITS)}, got '{reading.unit}'")
-    notes: list[str] = []
     headers = {column.name: _header(column, frame, reading, name) for column in needed}
     frame = _drop_incomplete(frame, [h for h in headers.values() if isinstance(h, str)], notes, name)
     values: dict[str, Array] = {}
@@ -171,83 +172,9 @@ def read_table(source: Any, needed: Sequence[Column], target: str = "loss", read
     for column in needed:
         if column.name not in values and not column.optional:
             raise InputError(_missing(column, frame, name))
+    _check_ratio(values, reading, name)
     runs = _runs(frame, values, reading, name)
     return _without_repeats(Table(values, target, runs, tuple(notes), name))
-
-
-def _frame(source: Any) -> tuple[str, pd.DataFrame]:
-    import pandas as pd
-
-    if isinstance(source, pd.DataFrame):
-        return "the table", source.reset_index(drop=True)
-    if isinstance(source, Mapping):
-        lengths = {name: np.size(value) for name, value in source.items()}
-        if len({n for n in lengths.values() if n != 1}) > 1:
-            raise InputError(f"the columns differ in length: {', '.join(f'{k} {n}' for k, n in lengths.items())}")
-        return "the table", pd.DataFrame({name: np.asarray(value) for name, value in source.items()})
-    if isinstance(source, Sequence) and not isinstance(source, str):
-        return "the table", pd.DataFrame(list(source))
-    path = Path(source)
-    if path.is_dir():
-        return str(path), _run_records(path)
-    if not path.is_file():
-        raise InputError(f"there is no file or folder {path}")
-    readers: dict[str, Any] = {
-        ".csv": pd.read_csv,
-        ".tsv": lambda p: pd.read_csv(p, sep="\t"),
-        ".jsonl": lambda p: pd.read_json(p, lines=True),
-        ".json": pd.read_json,
-        ".parquet": pd.read_parquet,
-    }
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise InputError(
-            f"cannot read {path}: the name must end in {', '.join(readers)}, or be a folder of run records"
-        )
-    try:
-        frame = reader(path)
-    except Exception as error:
-        raise InputError(
-            f"cannot read {path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        ) from None
-    return str(path), frame.reset_index(drop=True)
-
-
-def _run_records(folder: Path) -> pd.DataFrame:
-    """Evaluations of every run below ``folder``: sizes from FLOPs (6 per parameter and token), losses by tokens."""
-    import json
-
-    import pandas as pd
-
-    rows = []
-    for metrics in sorted(folder.rglob("metrics.jsonl")):
-        config, result = metrics.parent / "config.json", metrics.parent / "result.json"
-        if not result.exists():
-            continue
-        cost = read_json(result).get("cost", {})
-        if not cost.get("tokens") or not cost.get("flops"):
-            continue
-        size = cost["flops"] / (6 * cost["tokens"])
-        settings = read_json(config) if config.exists() else {}
-        label = str(metrics.parent.relative_to(folder))
-        for line in metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                logged = json.loads(line)
-            except ValueError:
-                continue
-            if logged.get("eval/loss") is not None and logged.get("tokens"):
-                rows.append(
-                    {
-                        "run": label,
-                        "params": size,
-                        "tokens": logged["tokens"],
-                        "loss": logged["eval/loss"],
-                        "arm": settings.get("arm"),
-                    }
-                )
-    if not rows:
-        raise InputError(f"{folder} holds no finished run records with evaluations (metrics.jsonl and result.json)")
-    return pd.DataFrame(rows)
 
 
 def _filtered(frame: pd.DataFrame, where: Mapping[str, Any], name: str) -> pd.DataFrame:
@@ -366,6 +293,20 @@ def _wrong_unit(values: Array, header: str, column: Column, name: str) -> str:
         f"{name}: '{header}' lies between {low:g} and {high:g}, too small for {column.what}: {guess}; "
         f"if they are meant so, say scale {column.name}=1"
     )
+
+
+def _check_ratio(values: Mapping[str, Array], reading: Reading, name: str) -> None:
+    """Millions or billions in one column and plain numbers in the other."""
+    said = {"params", "tokens"} & {*reading.scale, *reading.log10}
+    if said or "params" not in values or "tokens" not in values:
+        return
+    ratio = float(np.median(values["tokens"] / values["params"]))
+    if not 1e-4 <= ratio <= 1e6:
+        small = "params" if ratio > 1 else "tokens"
+        raise InputError(
+            f"{name}: there are {ratio:.2g} tokens per parameter, which cannot be; is '{small}' in millions or "
+            f"billions (then say scale {small}=1e6 or 1e9)? If they are meant so, say scale {small}=1"
+        )
 
 
 def _in_nats(values: Array, header: str, unit: str | None, notes: list[str], name: str) -> Array:
