@@ -11,18 +11,30 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .annealing import LRAnnealing
+    from .annealing_by_size import SizedLRAnnealing
     from .chinchilla import BESIROGLU, HOFFMANN, Chinchilla, Plan
+    from .curves import LossCurve, every_step, read_curves
     from .fitted import Fitted, Interval
     from .fitting import HUBER_LOG, SQUARES, Objective, Solution, fit_terms
     from .law import Law
+    from .lr_areas import areas, warmup_steps
+    from .schedule_plan import Candidate, SchedulePlan, rank_schedules
+    from .schedules import Schedule, schedule
     from .tables import Column, Reading, Table, read_table
     from .terms import Exponent, Term, Terms
 
 _HOMES = {
+    "annealing": ("LRAnnealing",),
+    "annealing_by_size": ("SizedLRAnnealing",),
     "chinchilla": ("BESIROGLU", "HOFFMANN", "Chinchilla", "Plan"),
+    "curves": ("LossCurve", "every_step", "read_curves"),
     "fitted": ("Fitted", "Interval"),
     "fitting": ("HUBER_LOG", "SQUARES", "Objective", "Solution", "fit_terms"),
     "law": ("Law",),
+    "lr_areas": ("areas", "warmup_steps"),
+    "schedule_plan": ("Candidate", "SchedulePlan", "rank_schedules"),
+    "schedules": ("Schedule", "schedule"),
     "tables": ("Column", "Reading", "Table", "read_table"),
     "terms": ("Exponent", "Term", "Terms"),
 }
@@ -32,21 +44,33 @@ __all__ = [
     "HOFFMANN",
     "HUBER_LOG",
     "SQUARES",
+    "Candidate",
     "Chinchilla",
     "Column",
     "Exponent",
     "Fitted",
     "Interval",
+    "LRAnnealing",
     "Law",
+    "LossCurve",
     "Objective",
     "Plan",
     "Reading",
+    "Schedule",
+    "SchedulePlan",
+    "SizedLRAnnealing",
     "Solution",
     "Table",
     "Term",
     "Terms",
+    "areas",
+    "every_step",
     "fit_terms",
+    "rank_schedules",
+    "read_curves",
     "read_table",
+    "schedule",
+    "warmup_steps",
 ]
 
 
