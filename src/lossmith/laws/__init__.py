@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .schedules import Schedule, schedule
     from .tables import Column, Reading, Table, read_table
     from .terms import Exponent, Term, Terms
+    from .width import LOG_SQUARES, Width
 
 _HOMES = {
     "annealing": ("LRAnnealing",),
@@ -37,12 +38,14 @@ _HOMES = {
     "schedules": ("Schedule", "schedule"),
     "tables": ("Column", "Reading", "Table", "read_table"),
     "terms": ("Exponent", "Term", "Terms"),
+    "width": ("LOG_SQUARES", "Width"),
 }
 
 __all__ = [
     "BESIROGLU",
     "HOFFMANN",
     "HUBER_LOG",
+    "LOG_SQUARES",
     "SQUARES",
     "Candidate",
     "Chinchilla",
@@ -63,6 +66,7 @@ __all__ = [
     "Table",
     "Term",
     "Terms",
+    "Width",
     "areas",
     "every_step",
     "fit_terms",

@@ -1,0 +1,51 @@
+"""Small models in which a question about the loss can be answered exactly, and the answers.
+
+Names are imported when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .features import feature_frequencies, sample_features, with_density
+    from .overlaps import mean_absolute_overlap, mean_square_overlap, represented, welch_bound
+    from .signed_decay import SignedDecayAdamW, signed_decay_
+    from .superposition import expected_exponent, loglog_slope, toy_loss, toy_outputs, truncation_loss
+    from .toys import Toys, ToyTraining, train_toys
+
+_HOMES = {
+    "features": ("feature_frequencies", "sample_features", "with_density"),
+    "overlaps": ("mean_absolute_overlap", "mean_square_overlap", "represented", "welch_bound"),
+    "signed_decay": ("SignedDecayAdamW", "signed_decay_"),
+    "superposition": ("expected_exponent", "loglog_slope", "toy_loss", "toy_outputs", "truncation_loss"),
+    "toys": ("ToyTraining", "Toys", "train_toys"),
+}
+
+__all__ = [
+    "SignedDecayAdamW",
+    "ToyTraining",
+    "Toys",
+    "expected_exponent",
+    "feature_frequencies",
+    "loglog_slope",
+    "mean_absolute_overlap",
+    "mean_square_overlap",
+    "represented",
+    "sample_features",
+    "signed_decay_",
+    "toy_loss",
+    "toy_outputs",
+    "train_toys",
+    "truncation_loss",
+    "welch_bound",
+    "with_density",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f".{module}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
