@@ -142,6 +142,10 @@ def plan(
     params: Annotated[float | None, typer.Option(help="A size that is given.", show_default=False)] = None,
     tokens: Annotated[float | None, typer.Option(help="Tokens that are given.", show_default=False)] = None,
     level: Annotated[float | None, typer.Option(help="Of the limits [0.9].", show_default=False)] = None,
+    mixture: Annotated[
+        bool,
+        typer.Option("--mixture", help="The critical mixture ratio, by a fitted critical-mixture law."),
+    ] = False,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="Any other wish that the law knows, as key=value. Repeat.", show_default=False),
@@ -155,8 +159,12 @@ def plan(
     `lossmith plan fitted.json --flops 1e21`
 
     `lossmith plan fitted.json --loss 2.2`
+
+    `lossmith plan fitted.json --mixture --tokens 20e9 --set tolerance=0.03`
     """
     law = _fitted(fitted)
+    if mixture and law.law.name != "critical-mixture":
+        raise InputError(f"--mixture needs a fitted critical-mixture law; {fitted} holds {law.law.name}")
     wishes: dict[str, Any] = {"flops": flops, "loss": loss, "params": params, "tokens": tokens, "level": level}
     wishes = {name: value for name, value in wishes.items() if value is not None} | _pairs(set_, "--set")
     try:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .annealing import LRAnnealing
     from .annealing_by_size import SizedLRAnnealing
     from .chinchilla import BESIROGLU, HOFFMANN, Chinchilla, Plan
+    from .critical_mixture import CriticalMixture, FittedMixture
+    from .critical_ratio import CriticalRatio, TriedShare
     from .curves import LossCurve, every_step, read_curves
     from .fitted import Fitted, Interval
     from .fitting import HUBER_LOG, SQUARES, Objective, Solution, fit_terms
@@ -29,6 +31,8 @@ _HOMES = {
     "annealing": ("LRAnnealing",),
     "annealing_by_size": ("SizedLRAnnealing",),
     "chinchilla": ("BESIROGLU", "HOFFMANN", "Chinchilla", "Plan"),
+    "critical_mixture": ("CriticalMixture", "FittedMixture"),
+    "critical_ratio": ("CriticalRatio", "TriedShare"),
     "curves": ("LossCurve", "every_step", "read_curves"),
     "fitted": ("Fitted", "Interval"),
     "fitting": ("HUBER_LOG", "SQUARES", "Objective", "Solution", "fit_terms"),
@@ -50,8 +54,11 @@ __all__ = [
     "Candidate",
     "Chinchilla",
     "Column",
+    "CriticalMixture",
+    "CriticalRatio",
     "Exponent",
     "Fitted",
+    "FittedMixture",
     "Interval",
     "LRAnnealing",
     "Law",
@@ -66,6 +73,7 @@ __all__ = [
     "Table",
     "Term",
     "Terms",
+    "TriedShare",
     "Width",
     "areas",
     "every_step",
