@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lossmith.errors import InputError
-from lossmith.registry import LOSSES, WEIGHTINGS, Spec, parse_assignments, parse_spec
+from lossmith.registry import LOSSES, SPARSITIES, WEIGHTINGS, Spec, parse_assignments, parse_spec
 from lossmith.training.language_model import check_training_options
 
 # What an arm may change besides training options.
-ARM_OPTIONS = ("loss", "weighting", "model", "batch_size", "tokens")
+ARM_OPTIONS = ("loss", "weighting", "weights", "model", "model_overrides", "batch_size", "tokens")
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """A named set of differences: ``loss``, ``weighting``, ``model``, ``batch_size``, ``tokens``, training options."""
+    """A named set of differences: what :data:`ARM_OPTIONS` names, and training options."""
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -101,6 +101,14 @@ def check_arm(name: str, options: Mapping[str, Any]) -> Arm:
             spec = _spec(value, name, "weighting")
             _named(name, lambda spec=spec: WEIGHTINGS.build(spec))
             value = str(spec)
+        elif key == "weights":
+            spec = _spec(value, name, "weights")
+            _named(name, lambda spec=spec: SPARSITIES.build(spec))
+            value = str(spec)
+        elif key == "model_overrides":
+            if not isinstance(value, Mapping):
+                raise InputError(f"arm '{name}': model_overrides must be like {{'hidden_size': 96}}, got {value!r}")
+            value = dict(value)
         elif key in ("batch_size", "tokens"):
             value = parse_count(value, f"arm '{name}': {key}")
         elif key == "model":

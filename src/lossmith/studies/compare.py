@@ -162,6 +162,7 @@ def planned_run(settings: CompareSettings, arm: Arm, seed: int, corpus: Any, thr
         model=str(arm.options.get("model", settings.model)),
         loss=str(arm.options.get("loss", "cross_entropy")),
         weighting=str(arm.options.get("weighting", "uniform")),
+        weights=str(arm.options.get("weights", "dense")),
         sequence_length=settings.sequence_length,
         batch_size=batch_size,
         micro_batch_size=settings.micro_batch_size,
@@ -170,7 +171,7 @@ def planned_run(settings: CompareSettings, arm: Arm, seed: int, corpus: Any, thr
         dtype=settings.dtype,
         attention=settings.attention,
         random_weights=settings.random_weights,
-        model_overrides=settings.model_overrides,
+        model_overrides={**settings.model_overrides, **arm.options.get("model_overrides", {})},
         device=settings.device,
         eval_rows=eval_rows,
         evaluations=settings.evaluations,
@@ -338,7 +339,7 @@ def collect(
         level=settings.level,
         configuration=configuration,
         environment=read_json(out / "environment.json"),
-        notes=_notes(settings, corpus),
+        notes=(*_notes(settings, corpus), *_weights_notes(settings, planned)),
         paper=heading.paper,
     )
 
@@ -390,6 +391,21 @@ def _notes(settings: CompareSettings, corpus: Any) -> tuple[str, ...]:
     ):
         notes.append("Training curves show the unweighted mean loss, so that reweighted arms can be compared.")
     return tuple(notes)
+
+
+def _weights_notes(settings: CompareSettings, planned: list[Planned]) -> list[str]:
+    """How many weights the arms with ``weights=`` had: they are compared at that number."""
+    notes = []
+    for arm in settings.arms:
+        paths = [p.folder / "result.json" for p in planned if p.run.arm == arm.name]
+        counts = next((read_json(path).get("parameters") for path in paths if path.exists()), None)
+        if "weights" in arm.options and counts is not None:
+            start, average, end = (f"{counts[part]:,.0f}" for part in ("initial", "average", "final"))
+            notes.append(
+                f"{arm.name}: {start} matrix parameters at the start, {average} on average, {end} in the end; FLOPs are "
+                "those of the active ones."
+            )
+    return notes
 
 
 def _sentence(error: BaseException) -> str:

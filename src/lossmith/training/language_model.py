@@ -50,6 +50,7 @@ class LanguageModelRun:
     model: str = "tiny"
     loss: str = "cross_entropy"
     weighting: str = "uniform"
+    weights: str = "dense"
     sequence_length: int = 128
     batch_size: int = 16
     micro_batch_size: int | None = None
@@ -138,9 +139,10 @@ def _train(run: LanguageModelRun, folder: Path, corpus_folder: Path, record: Run
 
     from lossmith.data import PackedCollator, PaddedCollator, load_prepared
     from lossmith.files import write_json
-    from lossmith.registry import WEIGHTINGS
-    from lossmith.training.models import build_model
+    from lossmith.registry import SPARSITIES, WEIGHTINGS
+    from lossmith.training.models import build_model, matmul_parameters
     from lossmith.training.objectives import NextToken
+    from lossmith.training.sparsity import SparsityCallback
     from lossmith.training.trainer import NonFiniteLossError, Trainer, evaluation_metrics
 
     transformers.utils.logging.set_verbosity_error()
@@ -161,6 +163,10 @@ def _train(run: LanguageModelRun, folder: Path, corpus_folder: Path, record: Run
         attention=run.attention,
         special_tokens={f"{n}_token_id": getattr(corpus.tokenizer, f"{n}_token_id") for n in ("bos", "eos", "pad")},
     )
+    sparsity = SPARSITIES.build(run.weights)
+    # Before the optimiser is made: it may replace layers.
+    sparsity.attach(model, run.steps)
+    callback = SparsityCallback(sparsity) if hasattr(sparsity, "before_step") else None
     validation = corpus.validation
     if run.eval_rows is not None and run.eval_rows < len(validation):
         # Evenly spaced, so that every domain stays represented.
@@ -171,6 +177,7 @@ def _train(run: LanguageModelRun, folder: Path, corpus_folder: Path, record: Run
         objective=NextToken(run.loss, chunk_size=run.chunk_size),
         weighting=WEIGHTINGS.build(run.weighting),
         record=record,
+        callbacks=[callback] if callback is not None else None,
         train_dataset=corpus.train,
         eval_dataset=validation,
         data_collator=PackedCollator() if run.layout == "packed" else PaddedCollator(corpus.tokenizer.pad_token_id),
@@ -213,6 +220,11 @@ def _train(run: LanguageModelRun, folder: Path, corpus_folder: Path, record: Run
         result |= {"status": "failed", "error": f"arm '{run.arm}', seed {run.seed}: {error}"}
     result["metrics"] = metrics
     state = trainer.state
+    number = matmul_parameters(model)
+    result["parameters"] = {"initial": number, "average": number, "final": number}
+    if callback is not None:
+        pruned = sparsity.number - sparsity.average_parameters(max(state.global_step, 1))
+        result["parameters"] |= {"average": number - pruned, "final": number - callback.removed}
     logged = record.metrics() if record is not None else []
     result["cost"] = {
         "tokens": state.num_input_tokens_seen,

@@ -26,6 +26,7 @@ from lossmith.training.objectives import EXAMPLE_WEIGHTS, Batch, ExampleEvaluati
 from lossmith.training.record import RunRecord, checkpoint_step, is_complete, mark_complete
 from lossmith.training.sampling import PermutationStream
 from lossmith.training.sparse_gradients import clip_sparse_gradients, has_sparse_gradients, norm_with_sparse_gradients
+from lossmith.training.sparsity import SparsityCallback
 
 # Names by which the Trainer logs, and what the run record calls them.
 _RECORD_NAMES = {"loss": "train/loss", "loss_unweighted": "train/loss_unweighted"}
@@ -118,6 +119,9 @@ class Trainer(transformers.Trainer):
         """Fetch the micro-batches of one optimiser step and give each its weights, where they can be known now."""
         if self.objective is None:
             return super().get_batch_samples(epoch_iterator, num_batches, device)
+        if (sparsity := self._sparsity()) is not None:
+            # Before losses are scored for weights: they are those of the model that is trained.
+            sparsity.before_step(self.state.global_step)
         if self._tr_loss.dtype != torch.float64 and self._tr_loss.device.type != "mps":
             self._tr_loss = self._tr_loss.double()
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
@@ -328,10 +332,15 @@ class Trainer(transformers.Trainer):
     def _parameters_multiplied(self) -> int:
         if self._matmul_parameters is None:
             self._matmul_parameters = matmul_parameters(cast(nn.Module, self.model))
-        return self._matmul_parameters
+        sparsity = self._sparsity()
+        return self._matmul_parameters - (sparsity.removed if sparsity is not None else 0)
+
+    def _sparsity(self) -> SparsityCallback | None:
+        callbacks = self.callback_handler.callbacks
+        return next((callback for callback in callbacks if isinstance(callback, SparsityCallback)), None)
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """``6 N`` per position: forward and backward of ``N`` matrix parameters; attention scores are not counted."""
+        """``6 N`` per position: forward and backward of ``N`` active matrix parameters, without attention scores."""
         if self.objective is None:
             return super().floating_point_ops(inputs)
         # What an objective runs besides the model (a teacher).
@@ -359,6 +368,8 @@ class Trainer(transformers.Trainer):
                 logs["weights_largest_relative"] = self._statistics.largest_relative_weight
                 self._statistics = None
             logs["tokens"] = self.state.num_input_tokens_seen
+            if self._sparsity() is not None:
+                logs["parameters"] = self._parameters_multiplied()
             if self._scored_tokens:
                 logs["scored_tokens"] = self._scored_tokens * self.accelerator.num_processes
             logs["seconds"] = self._seconds_before + self._clock.seconds()
@@ -374,6 +385,8 @@ class Trainer(transformers.Trainer):
         checkpoint = Path(folder) / f"checkpoint-{self.state.global_step}"
         try:
             super()._save_checkpoint(model, trial)
+            if self.args.should_save and (sparsity := self._sparsity()) is not None:
+                sparsity.save_into(checkpoint)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 mark_complete(checkpoint)
@@ -402,6 +415,8 @@ class Trainer(transformers.Trainer):
             save_state(cast(Any, self.lr_scheduler).state_dict(), Path(output_dir) / "scheduler.safetensors")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and (sparsity := self._sparsity()) is not None:
+            sparsity.resume_from(checkpoint)
         if checkpoint is None or not (Path(checkpoint) / "optimizer.safetensors").exists():
             return super()._load_optimizer_and_scheduler(checkpoint)
         cast(Any, self.optimizer).load_state_dict(load_state(Path(checkpoint) / "optimizer.safetensors"))

@@ -1,0 +1,212 @@
+"""When weights are pruned during training, and how many are active on average.
+
+Jin et al., "The Journey Matters: Average Parameter Count over Pre-training Unifies Sparse and Dense Scaling Laws",
+2025, arXiv 2501.12486, equation 1, and its released code.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+# Of the released code.
+_LONGEST_INTERVAL = 100
+# Where the user names none: short runs prune about so often.
+_PRUNINGS = 24
+
+
+def step_fractions(sparsity: float, *, start: float = 0.25, end: float = 0.75) -> tuple[float, float]:
+    r"""The shares of the steps after which pruning begins and ends, from shares of the *compute*.
+
+    A step costs what its density is. With the final density :math:`d = 1 - S`, the mean density while pruning
+    :math:`g = (1-d)/\ln(1/d)` and :math:`Q = x + (y-x)/g + (1-y)/d`, they are :math:`x/Q` and :math:`(x + (y-x)/g)/Q`.
+
+    Args:
+        sparsity: share of the weights that is removed in the end, in [0, 1).
+        start: share of the compute spent before pruning begins, ``x``.
+        end: share of the compute spent when it is over, ``y``.
+
+    Raises:
+        ValueError: a share out of range.
+
+    >>> tuple(round(share, 4) for share in step_fractions(0.8))
+    (0.0998, 0.5012)
+    """
+    _check(sparsity, start, end)
+    density, mean = _densities(sparsity)
+    whole = start + (end - start) / mean + (1 - end) / density
+    return start / whole, (start + (end - start) / mean) / whole
+
+
+def average_density(sparsity: float, *, start: float = 0.25, end: float = 0.75) -> float:
+    r"""Active weights on average over the steps, as a share of all: :math:`\bar N / N_0 = 1/Q`.
+
+    See :func:`step_fractions` for ``Q`` and the arguments.
+
+    >>> round(average_density(0.8), 6)
+    0.399058
+    """
+    _check(sparsity, start, end)
+    density, mean = _densities(sparsity)
+    return 1 / (start + (end - start) / mean + (1 - end) / density)
+
+
+@dataclass(frozen=True, slots=True)
+class PruningSchedule:
+    """Which share of the weights is active at which step.
+
+    Before the steps ``start, start + interval, ..., end`` the smallest of the remaining weights are removed, the same
+    share of them each time, so that after the last of ``K`` prunings the share ``sparsity`` of all is gone: the density
+    after pruning ``k`` (from 0) is ``(1 - sparsity) ** ((k + 1) / K)``. It falls geometrically, not along a cubic.
+
+    Attributes:
+        steps: optimiser steps of the whole run.
+        sparsity: share of the prunable weights that is removed in the end, in [0, 1); 0 prunes nothing.
+        start: first step (from 0) before which is pruned.
+        end: last such step.
+        interval: steps between prunings; divides ``end - start``.
+
+    Source: Jin et al. 2025, arXiv 2501.12486, and its released code.
+
+    >>> schedule = PruningSchedule(steps=20, sparsity=0.5, start=5, end=15, interval=5)
+    >>> schedule.prunings, schedule.average_parameters(1000)
+    (3, 730.5)
+    """
+
+    steps: int
+    sparsity: float
+    start: int
+    end: int
+    interval: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "start", "end", "interval"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} must be a whole number, got {value!r}")
+        _check(self.sparsity)
+        if self.interval < 1:
+            raise ValueError(f"interval must be at least 1 step, got {self.interval}")
+        if not 0 <= self.start <= self.end < self.steps:
+            raise ValueError(
+                f"start and end must be steps with 0 <= start <= end < steps, got start {self.start}, end {self.end}, "
+                f"steps {self.steps}"
+            )
+        if rest := (self.end - self.start) % self.interval:
+            raise ValueError(
+                f"interval {self.interval} does not divide the {self.end - self.start} steps from start to end; "
+                f"end {self.end - rest} would do"
+            )
+
+    @classmethod
+    def from_compute(
+        cls, steps: int, sparsity: float, *, start: float = 0.25, end: float = 0.75, interval: int | None = None
+    ) -> PruningSchedule:
+        """Prune from the share ``start`` to the share ``end`` of the training compute.
+
+        Args:
+            steps: of the whole run.
+            sparsity: in the end, in [0, 1).
+            start: share of the compute, which is a smaller share of the steps: early steps are dense and cost more.
+            end: share of the compute.
+            interval: steps between prunings; default: about 24 prunings, at most 100 steps apart. Start and end are
+                rounded to its multiples.
+
+        >>> PruningSchedule.from_compute(25_050, 0.8, interval=100)
+        PruningSchedule(steps=25050, sparsity=0.8, start=2500, end=12600, interval=100)
+        """
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
+        first, last = (share * steps for share in step_fractions(sparsity, start=start, end=end))
+        if interval is None:
+            interval = min(max(round((last - first) / _PRUNINGS), 1), _LONGEST_INTERVAL)
+        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
+            raise ValueError(f"interval must be a whole number of at least 1 step, got {interval!r}")
+        begin = min(round(first / interval), (steps - 1) // interval) * interval
+        # A pruning before a step that does not come would never happen.
+        finish = min(max(round(last / interval) * interval, begin), (steps - 1) // interval * interval)
+        return cls(steps, sparsity, begin, finish, interval)
+
+    @property
+    def prunings(self) -> int:
+        """How often weights are removed."""
+        return 0 if self.sparsity == 0 else (self.end - self.start) // self.interval + 1
+
+    def prunes_before(self, step: int) -> bool:
+        """Whether weights are removed before ``step`` (from 0)."""
+        return self.sparsity > 0 and self.start <= step <= self.end and (step - self.start) % self.interval == 0
+
+    def density(self, step: int) -> float:
+        """Share of the prunable weights that is active in ``step`` (from 0)."""
+        if self.sparsity == 0 or step < self.start:
+            return 1.0
+        done = min(step - self.start, self.end - self.start) // self.interval + 1
+        # The power rounds: the last density is the one that was asked for.
+        return 1 - self.sparsity if done == self.prunings else (1 - self.sparsity) ** (done / self.prunings)
+
+    @property
+    def average_density(self) -> float:
+        """Active share, averaged over the steps."""
+        return self._average(self.density)
+
+    def average_parameters(self, params: int) -> float:
+        """Active weights of ``params``, whole ones as pruning leaves them, averaged over the steps (equation 1)."""
+        return self._average(lambda step: kept_of(params, self.density(step)))
+
+    def compute_before(self, step: int) -> float:
+        """Share of the run's compute that is spent before ``step``."""
+        return self._sum(self.density, step) / self._sum(self.density, self.steps)
+
+    def _average(self, value: Callable[[int], float]) -> float:
+        return self._sum(value, self.steps) / self.steps
+
+    def _sum(self, value: Callable[[int], float], until: int) -> float:
+        """Sum over the steps before ``until`` of something that changes at prunings only."""
+        changes = [self.start + k * self.interval for k in range(self.prunings)]
+        edges = [0, *(step for step in changes if 0 < step < until), until]
+        return sum((after - before) * value(before) for before, after in itertools.pairwise(edges))
+
+
+def kept_of(number: int, density: float) -> int:
+    """How many of ``number`` weights stay at a density: whole weights, at least one, safe against rounding."""
+    return min(max(math.floor(number * density + 1e-6), 1), number)
+
+
+def steps_for_compute(
+    flops: float, params: float, sparsity: float, *, tokens_per_step: int, start: float = 0.25, end: float = 0.75
+) -> int:
+    """Optimiser steps that a budget pays for: ``C / (6 N_0 (1/Q) tokens_per_step)``, rounded, at least 1.
+
+    Args:
+        flops: training compute ``C``, counted as 6 per active parameter and token.
+        params: prunable parameters at the start, ``N_0``.
+        sparsity: in the end.
+        tokens_per_step: over all processes.
+        start: share of the compute before pruning.
+        end: share of the compute when pruning is over.
+
+    >>> steps_for_compute(5.41e20, 1.14e9, 0.8, tokens_per_step=4096 * 2048)
+    23627
+    """
+    for name, value in (("flops", flops), ("params", params), ("tokens_per_step", tokens_per_step)):
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be positive and finite, got {value}")
+    average = params * average_density(sparsity, start=start, end=end)
+    return max(round(flops / (6 * average * tokens_per_step)), 1)
+
+
+def _densities(sparsity: float) -> tuple[float, float]:
+    """Density in the end, and on average (over the steps) while it falls geometrically."""
+    density = 1 - sparsity
+    # (1 - d) / ln(1/d) with S = 1 - d; log1p keeps it right where S is tiny.
+    return density, 1.0 if sparsity == 0 else sparsity / -math.log1p(-sparsity)
+
+
+def _check(sparsity: float, start: float = 0.25, end: float = 0.75) -> None:
+    if isinstance(sparsity, bool) or not isinstance(sparsity, int | float) or not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity must be a number in [0, 1), the share of weights to remove, got {sparsity!r}")
+    numbers = all(isinstance(x, int | float) and not isinstance(x, bool) for x in (start, end))
+    if not numbers or not 0 <= start < end <= 1:
+        raise ValueError(f"start and end must be shares of the compute with 0 <= start < end <= 1, got {start}, {end}")
