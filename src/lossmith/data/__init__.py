@@ -12,39 +12,78 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .arithmetic import ArithmeticTeacher, arithmetic_problems
     from .collation import PackedCollator, PaddedCollator
+    from .completions import Completion, CompletionCollator, encode_completions, read_completions
     from .corpus import read_corpus
     from .formats import Document
     from .packing import pack
     from .phrases import PhraseFinder, phrase_tokens
     from .prepared import PreparedCorpus, load_prepared, prepare
     from .python_corpus import read_python_corpus
+    from .rationale_sampling import RecordedTeacher, sample_rationales
+    from .rationales import (
+        ContrastiveRationales,
+        RationaleExample,
+        RationaleSamples,
+        SampledRationale,
+        build_contrastive_rationales,
+        read_rationales,
+        write_rationales,
+    )
     from .tokenization import load_tokenizer, train_tokenizer
 
 __all__ = [
+    "ArithmeticTeacher",
+    "Completion",
+    "CompletionCollator",
+    "ContrastiveRationales",
     "Document",
     "PackedCollator",
     "PaddedCollator",
     "PhraseFinder",
     "PreparedCorpus",
+    "RationaleExample",
+    "RationaleSamples",
+    "RecordedTeacher",
+    "SampledRationale",
+    "arithmetic_problems",
+    "build_contrastive_rationales",
+    "encode_completions",
     "load_prepared",
     "load_tokenizer",
     "pack",
     "phrase_tokens",
     "prepare",
+    "read_completions",
     "read_corpus",
     "read_python_corpus",
+    "read_rationales",
+    "sample_rationales",
     "train_tokenizer",
+    "write_rationales",
 ]
 
 _HOMES = {
+    "arithmetic": ("ArithmeticTeacher", "arithmetic_problems"),
     "collation": ("PackedCollator", "PaddedCollator"),
+    "completions": ("Completion", "CompletionCollator", "encode_completions", "read_completions"),
     "corpus": ("read_corpus",),
     "formats": ("Document",),
     "packing": ("pack",),
     "phrases": ("PhraseFinder", "phrase_tokens"),
     "prepared": ("PreparedCorpus", "load_prepared", "prepare"),
     "python_corpus": ("read_python_corpus",),
+    "rationale_sampling": ("RecordedTeacher", "sample_rationales"),
+    "rationales": (
+        "ContrastiveRationales",
+        "RationaleExample",
+        "RationaleSamples",
+        "SampledRationale",
+        "build_contrastive_rationales",
+        "read_rationales",
+        "write_rationales",
+    ),
     "tokenization": ("load_tokenizer", "train_tokenizer"),
 }
 

@@ -158,6 +158,11 @@ class AdaptiveClippedKL(nn.Module):
         return upper, lower
 
     @property
+    def has_band(self) -> bool:
+        """Whether there is a :attr:`last_band`: the loss has been called on a row that counts."""
+        return self._last is not None
+
+    @property
     def last_band(self) -> Band:
         """The band of the last call."""
         if self._last is None:

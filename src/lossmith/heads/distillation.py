@@ -137,9 +137,14 @@ def against_teacher(
 
 
 def check_streamable(loss: Callable[..., Tensor], options: dict[str, Any]) -> None:
-    """Refuse a loss that relates rows to each other."""
+    """Refuse a loss that relates rows to each other, or that learns."""
     from lossmith.losses import dist
 
     function, bound = getattr(loss, "func", loss), {**getattr(loss, "keywords", {}), **options}
     if function is dist and bound.get("gamma", 2.0) != 0:
         raise ValueError("dist correlates examples with each other, which chunks of rows would change; set gamma=0")
+    if isinstance(function, torch.nn.Module) and any(p.requires_grad for p in function.parameters()):
+        raise ValueError(
+            f"{type(function).__name__} has weights of its own, whose gradient streaming would lose; use "
+            "lossmith.training.MultiGranularityDistillation"
+        )

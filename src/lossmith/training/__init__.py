@@ -8,14 +8,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lossmith.training.distillation import Distillation
     from lossmith.training.dual_head import DualHeadDistillation, GradientAlignedTrainer, gradient_cosines
+    from lossmith.training.multi_granularity import MultiGranularityCallback, MultiGranularityDistillation
     from lossmith.training.objectives import Classification, ExampleEvaluation, NextToken, Objective
+    from lossmith.training.rationale_distillation import RationaleDistillation
+    from lossmith.training.rationale_judge import RationaleJudge
+    from lossmith.training.rationale_table import RationaleTable
+    from lossmith.training.rationale_trainer import RationaleSchedule, RationaleTrainer
     from lossmith.training.record import RunRecord
+    from lossmith.training.replay import ReplaySchedule
     from lossmith.training.reweighting import DynamicReweightedLoss
     from lossmith.training.sequence_revision import Revision, correct_and_regenerate, find_error_positions
+    from lossmith.training.sequence_to_sequence import SequenceToSequence
     from lossmith.training.set_classification import SetClassification
     from lossmith.training.span_extraction import SpanExtraction
     from lossmith.training.sparsity import SparsityCallback
     from lossmith.training.spherical import SphericalHeadCallback, SphericalObjective
+    from lossmith.training.text_sampling import ModelTeacher, generate_texts
     from lossmith.training.trainer import Evaluation, NonFiniteLossError, Trainer
 
 _HOMES = {
@@ -26,11 +34,21 @@ _HOMES = {
     "Evaluation": "trainer",
     "ExampleEvaluation": "objectives",
     "GradientAlignedTrainer": "dual_head",
+    "ModelTeacher": "text_sampling",
+    "MultiGranularityCallback": "multi_granularity",
+    "MultiGranularityDistillation": "multi_granularity",
     "NextToken": "objectives",
     "NonFiniteLossError": "trainer",
     "Objective": "objectives",
+    "RationaleDistillation": "rationale_distillation",
+    "RationaleJudge": "rationale_judge",
+    "RationaleSchedule": "rationale_trainer",
+    "RationaleTable": "rationale_table",
+    "RationaleTrainer": "rationale_trainer",
+    "ReplaySchedule": "replay",
     "Revision": "sequence_revision",
     "RunRecord": "record",
+    "SequenceToSequence": "sequence_to_sequence",
     "SetClassification": "set_classification",
     "SpanExtraction": "span_extraction",
     "SparsityCallback": "sparsity",
@@ -39,6 +57,7 @@ _HOMES = {
     "Trainer": "trainer",
     "correct_and_regenerate": "sequence_revision",
     "find_error_positions": "sequence_revision",
+    "generate_texts": "text_sampling",
     "gradient_cosines": "dual_head",
 }
 
@@ -50,11 +69,21 @@ __all__ = [
     "Evaluation",
     "ExampleEvaluation",
     "GradientAlignedTrainer",
+    "ModelTeacher",
+    "MultiGranularityCallback",
+    "MultiGranularityDistillation",
     "NextToken",
     "NonFiniteLossError",
     "Objective",
+    "RationaleDistillation",
+    "RationaleJudge",
+    "RationaleSchedule",
+    "RationaleTable",
+    "RationaleTrainer",
+    "ReplaySchedule",
     "Revision",
     "RunRecord",
+    "SequenceToSequence",
     "SetClassification",
     "SpanExtraction",
     "SparsityCallback",
@@ -63,6 +92,7 @@ __all__ = [
     "Trainer",
     "correct_and_regenerate",
     "find_error_positions",
+    "generate_texts",
     "gradient_cosines",
 ]
 
