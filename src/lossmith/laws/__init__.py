@@ -13,10 +13,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .annealing import LRAnnealing
     from .annealing_by_size import SizedLRAnnealing
+    from .backtesting import Backtest, backtest
+    from .batches import fit_groups, fit_many
     from .chinchilla import BESIROGLU, HOFFMANN, Chinchilla, Plan
     from .critical_mixture import CriticalMixture, FittedMixture
     from .critical_ratio import CriticalRatio, TriedShare
     from .curves import LossCurve, every_step, read_curves
+    from .estimation import (
+        Estimate,
+        Protocol,
+        absolute_relative_error,
+        estimate,
+        estimate_all,
+        estimation_grid,
+        leave_one_out,
+        read_families,
+        read_family,
+        split_family,
+    )
     from .fitted import Fitted, Interval
     from .fitting import HUBER_LOG, SQUARES, Objective, Solution, fit_terms
     from .law import Law
@@ -25,15 +39,31 @@ if TYPE_CHECKING:
     from .schedules import Schedule, schedule
     from .tables import Column, Reading, Table, read_table
     from .terms import Exponent, Term, Terms
+    from .tokens import BORROWED, TiedChinchilla, TokenLaw
     from .width import LOG_SQUARES, Width
 
 _HOMES = {
     "annealing": ("LRAnnealing",),
     "annealing_by_size": ("SizedLRAnnealing",),
+    "backtesting": ("Backtest", "backtest"),
+    "batches": ("fit_groups", "fit_many"),
     "chinchilla": ("BESIROGLU", "HOFFMANN", "Chinchilla", "Plan"),
     "critical_mixture": ("CriticalMixture", "FittedMixture"),
     "critical_ratio": ("CriticalRatio", "TriedShare"),
     "curves": ("LossCurve", "every_step", "read_curves"),
+    "estimation": (
+        "Estimate",
+        "Protocol",
+        "absolute_relative_error",
+        "estimate",
+        "estimate_all",
+        "estimation_grid",
+        "leave_one_out",
+        "read_families",
+        "read_family",
+        "split_family",
+    ),
+    "tokens": ("BORROWED", "TiedChinchilla", "TokenLaw"),
     "fitted": ("Fitted", "Interval"),
     "fitting": ("HUBER_LOG", "SQUARES", "Objective", "Solution", "fit_terms"),
     "law": ("Law",),
@@ -47,15 +77,18 @@ _HOMES = {
 
 __all__ = [
     "BESIROGLU",
+    "BORROWED",
     "HOFFMANN",
     "HUBER_LOG",
     "LOG_SQUARES",
     "SQUARES",
+    "Backtest",
     "Candidate",
     "Chinchilla",
     "Column",
     "CriticalMixture",
     "CriticalRatio",
+    "Estimate",
     "Exponent",
     "Fitted",
     "FittedMixture",
@@ -65,6 +98,7 @@ __all__ = [
     "LossCurve",
     "Objective",
     "Plan",
+    "Protocol",
     "Reading",
     "Schedule",
     "SchedulePlan",
@@ -73,15 +107,28 @@ __all__ = [
     "Table",
     "Term",
     "Terms",
+    "TiedChinchilla",
+    "TokenLaw",
     "TriedShare",
     "Width",
+    "absolute_relative_error",
     "areas",
+    "backtest",
+    "estimate",
+    "estimate_all",
+    "estimation_grid",
     "every_step",
+    "fit_groups",
+    "fit_many",
     "fit_terms",
+    "leave_one_out",
     "rank_schedules",
     "read_curves",
+    "read_families",
+    "read_family",
     "read_table",
     "schedule",
+    "split_family",
     "warmup_steps",
 ]
 

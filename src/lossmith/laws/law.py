@@ -199,14 +199,16 @@ class Law(ABC):
                 f"least {free + 1}"
             )
         columns = self.transform(table.columns)
-        exponents = {e for term in self.terms.terms for e in term.powers.values() if e not in self.fixed}
         for term in self.terms.terms:
+            unknown = term.coefficient not in self.fixed
             for column, exponent in term.powers.items():
                 different = len(np.unique(columns[column]))
-                if exponent in exponents and different < 3:
+                needed = 2 + unknown
+                if exponent not in self.fixed and different < needed:
                     raise InputError(
                         f"{table.source} has {different} different value{'s' * (different != 1)} of {column}; law "
-                        f"{self.name} needs at least 3 to find {exponent} (or fix {exponent} and {term.coefficient})"
+                        f"{self.name} needs at least {needed} to find {exponent} (or fix {exponent} and "
+                        f"{term.coefficient})"
                     )
 
     def warnings(
