@@ -44,6 +44,13 @@ def fit(
     objective: Annotated[
         str | None, _in(_FIT, "huber (log residuals, threshold 1e-3; default) or squares (raw loss).")
     ] = None,
+    schedule: Annotated[
+        list[str] | None,
+        _in(
+            _COLUMNS,
+            "Schedule of runs whose learning rate was not logged: cosine(peak=3e-4); or RUN: cosine(...). Repeat.",
+        ),
+    ] = None,
     fix: Annotated[list[str] | None, _in(_FIT, "A parameter that is given: alpha=0.35. Repeat.")] = None,
     bootstrap: Annotated[int, _in(_FIT, "Refits on resampled runs, for intervals [200]; 0 for none.")] = 200,
     seed: Annotated[int, _in(_FIT, "Of the resampling [0].")] = 0,
@@ -58,6 +65,8 @@ def fit(
     `lossmith fit points.csv --loss loss --params N --tokens D`
 
     `lossmith fit runs/ --law chinchilla --out fitted.json --plot fit.png`
+
+    `lossmith fit curves/ --law lr-annealing`
     """
     from lossmith.laws import Reading
 
@@ -71,7 +80,11 @@ def fit(
         scale=_numbers(scale, "--scale"),
         where=_pairs(where, "--where"),
     )
-    fitted = _fit(build_law(law, objective, _numbers(fix, "--fix")), source, reading, bootstrap, seed, as_json)
+    built = build_law(law, objective, _numbers(fix, "--fix"))
+    if schedule and not hasattr(built, "areas"):
+        raise InputError(f"--schedule is for laws of learning-rate schedules; {built.name} is none")
+    extra = {"schedules": _schedules(schedule)} if schedule else {}
+    fitted = _fit(built, source, reading, bootstrap, seed, as_json, **extra)
     target = out if out is not None else Path("fitted.json")
     fitted.to_json(target)
     if plot is not None:
@@ -105,15 +118,19 @@ def predict(
 ) -> None:
     """Predict the loss of a run that is not made yet, with limits.
 
-    **Example**
+    **Examples**
 
     `lossmith predict fitted.json --at "params=70e9, tokens=1.4e12"`
+
+    `lossmith predict fitted.json --schedule "wsd(peak=3e-4, warmup=2000, stable=20000, decay=4000)"`
     """
     law = _fitted(fitted)
     asked: list[dict[str, Any]] = [_inputs(text) for text in at or []]
     extra = {"steps": steps} if steps is not None else {}
     for text in schedule or []:
         asked.append({"schedule": text, **extra})
+    for inputs in asked:
+        _say_where(law, inputs, 1000 if out is not None else 20)
     if not asked:
         raise InputError(f"say what to predict: --at {_example(law.law)}, or --schedule for a law of schedules")
     rows = [row for inputs in asked for row in prediction_rows(law, inputs, level)]
@@ -146,6 +163,13 @@ def plan(
         bool,
         typer.Option("--mixture", help="The critical mixture ratio, by a fitted critical-mixture law."),
     ] = False,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimiser steps, for a law of schedules.", show_default=False)
+    ] = None,
+    what_if: Annotated[
+        list[str] | None,
+        typer.Option(help="A schedule to rank, instead of the usual families. Repeat.", show_default=False),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="Any other wish that the law knows, as key=value. Repeat.", show_default=False),
@@ -161,11 +185,14 @@ def plan(
     `lossmith plan fitted.json --loss 2.2`
 
     `lossmith plan fitted.json --mixture --tokens 20e9 --set tolerance=0.03`
+
+    `lossmith plan fitted.json --steps 24000 --what-if "cosine(peak=3e-4)" --what-if "wsd(peak=3e-4)"`
     """
     law = _fitted(fitted)
     if mixture and law.law.name != "critical-mixture":
         raise InputError(f"--mixture needs a fitted critical-mixture law; {fitted} holds {law.law.name}")
     wishes: dict[str, Any] = {"flops": flops, "loss": loss, "params": params, "tokens": tokens, "level": level}
+    wishes |= {"steps": steps, "what_if": what_if}
     wishes = {name: value for name, value in wishes.items() if value is not None} | _pairs(set_, "--set")
     try:
         found = law.plan(**wishes)
@@ -215,7 +242,7 @@ def prediction_rows(fitted: Fitted, inputs: Mapping[str, Any], level: float) -> 
     return [{"at": at, "loss": float(v), "low": None, "high": None} for at, v in zip(labels, value, strict=True)]
 
 
-def _fit(law: Law, source: Path, reading: Reading, bootstrap: int, seed: int, quiet: bool) -> Fitted:
+def _fit(law: Law, source: Path, reading: Reading, bootstrap: int, seed: int, quiet: bool, **extra: Any) -> Fitted:
     from rich.console import Console
     from rich.progress import Progress
 
@@ -230,6 +257,7 @@ def _fit(law: Law, source: Path, reading: Reading, bootstrap: int, seed: int, qu
             bootstrap=bootstrap,
             seed=seed,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
+            **extra,
         )
 
 
@@ -248,6 +276,32 @@ def _inputs(text: str) -> dict[str, Any]:
     from lossmith.registry import parse_assignments
 
     return parse_assignments(text)
+
+
+def _schedules(given: list[str]) -> dict[str, str]:
+    """``RUN: schedule`` pairs; a schedule without a run is for all others."""
+    found = {}
+    for text in given:
+        run, colon, rest = text.partition(":")
+        named = bool(colon) and "(" not in run
+        found[run.strip() if named else "*"] = rest.strip() if named else text
+    return found
+
+
+def _say_where(fitted: Fitted, inputs: dict[str, Any], points: int) -> None:
+    """Predict along a schedule at some of its steps, the last among them, and warn where the law was not fitted."""
+    if "schedule" not in inputs or not hasattr(fitted.law, "areas"):
+        return
+    import numpy as np
+
+    from lossmith.laws import schedule
+    from lossmith.laws.schedule_plan import cautions
+
+    made = schedule(inputs["schedule"])
+    total = len(made.values(inputs.get("steps")))
+    inputs.setdefault("at", np.unique(np.linspace(total / points, total, points).round().clip(1)))
+    for caution in cautions(fitted, [made], inputs.get("steps")):
+        typer.echo(f"caution: {caution}", err=True)
 
 
 def _pairs(given: list[str] | None, option: str) -> dict[str, Any]:

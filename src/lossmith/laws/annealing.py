@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from lossmith.errors import InputError, did_you_mean
+from lossmith.laws.curve_plot import FittedCurves
 from lossmith.laws.curves import LossCurve, read_curves
 from lossmith.laws.fitted import Fitted
 from lossmith.laws.fitting import Solution, fit_terms
@@ -25,6 +26,7 @@ from lossmith.laws.resampling import Calibration, Fit
 from lossmith.laws.schedules import schedule as as_schedule
 from lossmith.laws.tables import LOSS, Column, Reading, Table
 from lossmith.laws.terms import Array, Exponent, Term, Terms
+from lossmith.registry import parse_value
 
 STEP = Column("step", ("_step", "global_step", "iteration"), what="optimiser step")
 RATE = Column("lr", ("learning_rate",), what="learning rate")
@@ -203,6 +205,7 @@ class LRAnnealing(Law):
 
     def labels(self, **given: Any) -> list[str]:
         """``step 24000 of wsd(...)``."""
+        self.inputs(**given)
         made = as_schedule(given["schedule"])
         at = self._at(given, len(made.values(given.get("steps"))))
         return [f"step {step} of {made}" for step in at]
@@ -280,8 +283,8 @@ class LRAnnealing(Law):
     def fit_table(self, table: Table, **options: Any) -> Fitted:
         """As :meth:`Law.fit_table`; without any annealing ``C`` is held at 0."""
         self.check(table)
-        law = self._held(table)
-        return Law.fit_table(law, table, **options)
+        plain = Law.fit_table(self._held(table), table, **options)
+        return FittedCurves(**{part.name: getattr(plain, part.name) for part in dataclasses.fields(plain)})
 
     def _held(self, table: Table) -> LRAnnealing:
         if np.any(table.columns["annealing"] != 0) or "C" in self.fixed:
@@ -330,7 +333,14 @@ class LRAnnealing(Law):
         """Schedules ranked by their predicted last loss: see :func:`lossmith.laws.rank_schedules`."""
         from lossmith.laws.schedule_plan import rank_schedules
 
-        return rank_schedules(fitted, **wishes)
+        given = {k: parse_value(v) if isinstance(v, str) else v for k, v in wishes.items()}
+        known = ("steps", "what_if", "peak", "warmup", "floor", "level", "top", *self._asked())
+        for name in given:
+            if name not in known:
+                raise InputError(
+                    f"law {self.name} plans schedules; it does not take '{name}': {did_you_mean(name, known)}"
+                )
+        return rank_schedules(fitted, **given)
 
 
 def _differ(table: Table) -> bool:

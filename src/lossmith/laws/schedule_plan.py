@@ -107,7 +107,8 @@ def rank_schedules(
     else:
         if steps is None:
             raise InputError("plan needs steps (of the training), or schedules to compare (what_if)")
-        high, low = peak or seen_peak, seen_floor if floor is None else floor
+        # The last logged rate of a cosine lies a little above its floor.
+        high, low = peak or seen_peak, float(f"{seen_floor:.2g}") if floor is None else floor
         shared: dict[str, Any] = {"floor": min(low, high), "warmup": warmup or 0}
         candidates = [cosine(high, **shared), linear(high, **shared)]
         candidates += [wsd(high, decay=share, shape=shape, **shared) for shape in _SHAPES for share in _SHARES]
