@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .advice import Advice, Recommendation, advise
     from .annealing import LRAnnealing
     from .annealing_by_size import SizedLRAnnealing
     from .backtesting import Backtest, backtest
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "annealing": ("LRAnnealing",),
     "annealing_by_size": ("SizedLRAnnealing",),
+    "advice": ("Advice", "Recommendation", "advise"),
     "backtesting": ("Backtest", "backtest"),
     "batches": ("fit_groups", "fit_many"),
     "chinchilla": ("BESIROGLU", "HOFFMANN", "Chinchilla", "Plan"),
@@ -82,6 +84,7 @@ __all__ = [
     "HUBER_LOG",
     "LOG_SQUARES",
     "SQUARES",
+    "Advice",
     "Backtest",
     "Candidate",
     "Chinchilla",
@@ -100,6 +103,7 @@ __all__ = [
     "Plan",
     "Protocol",
     "Reading",
+    "Recommendation",
     "Schedule",
     "SchedulePlan",
     "SizedLRAnnealing",
@@ -112,6 +116,7 @@ __all__ = [
     "TriedShare",
     "Width",
     "absolute_relative_error",
+    "advise",
     "areas",
     "backtest",
     "estimate",
