@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .advice import Advice, Recommendation, advise
+    from .alternatives import Alternative, Alternatives, rank_trainings
     from .annealing import LRAnnealing
     from .annealing_by_size import SizedLRAnnealing
+    from .average_parameter import AverageParameter, CountFit, compare_counts
     from .backtesting import Backtest, backtest
     from .batches import fit_groups, fit_many
     from .chinchilla import BESIROGLU, HOFFMANN, Chinchilla, Plan
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from .lr_areas import areas, warmup_steps
     from .schedule_plan import Candidate, SchedulePlan, rank_schedules
     from .schedules import Schedule, schedule
+    from .sparse_plan import SparsePlan, plan_sparse
     from .tables import Column, Reading, Table, read_table
     from .terms import Exponent, Term, Terms
     from .tokens import BORROWED, TiedChinchilla, TokenLaw
@@ -47,6 +50,8 @@ _HOMES = {
     "annealing": ("LRAnnealing",),
     "annealing_by_size": ("SizedLRAnnealing",),
     "advice": ("Advice", "Recommendation", "advise"),
+    "alternatives": ("Alternative", "Alternatives", "rank_trainings"),
+    "average_parameter": ("AverageParameter", "CountFit", "compare_counts"),
     "backtesting": ("Backtest", "backtest"),
     "batches": ("fit_groups", "fit_many"),
     "chinchilla": ("BESIROGLU", "HOFFMANN", "Chinchilla", "Plan"),
@@ -72,6 +77,7 @@ _HOMES = {
     "lr_areas": ("areas", "warmup_steps"),
     "schedule_plan": ("Candidate", "SchedulePlan", "rank_schedules"),
     "schedules": ("Schedule", "schedule"),
+    "sparse_plan": ("SparsePlan", "plan_sparse"),
     "tables": ("Column", "Reading", "Table", "read_table"),
     "terms": ("Exponent", "Term", "Terms"),
     "width": ("LOG_SQUARES", "Width"),
@@ -85,10 +91,14 @@ __all__ = [
     "LOG_SQUARES",
     "SQUARES",
     "Advice",
+    "Alternative",
+    "Alternatives",
+    "AverageParameter",
     "Backtest",
     "Candidate",
     "Chinchilla",
     "Column",
+    "CountFit",
     "CriticalMixture",
     "CriticalRatio",
     "Estimate",
@@ -108,6 +118,7 @@ __all__ = [
     "SchedulePlan",
     "SizedLRAnnealing",
     "Solution",
+    "SparsePlan",
     "Table",
     "Term",
     "Terms",
@@ -119,6 +130,7 @@ __all__ = [
     "advise",
     "areas",
     "backtest",
+    "compare_counts",
     "estimate",
     "estimate_all",
     "estimation_grid",
@@ -127,7 +139,9 @@ __all__ = [
     "fit_many",
     "fit_terms",
     "leave_one_out",
+    "plan_sparse",
     "rank_schedules",
+    "rank_trainings",
     "read_curves",
     "read_families",
     "read_family",

@@ -10,14 +10,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lossmith.laws.sparse_compute import average_density, step_fractions, steps_for_compute
+
     from .masks import Prunable, magnitude_masks, prunable_weights
     from .pretraining import ComputeSchedule, Dense, SparsePretraining, dense, sparse_pretraining
-    from .schedule import PruningSchedule, average_density, step_fractions, steps_for_compute
+    from .schedule import PruningSchedule
+
 
 _HOMES = {
     "masks": ("Prunable", "magnitude_masks", "prunable_weights"),
     "pretraining": ("ComputeSchedule", "Dense", "SparsePretraining", "dense", "sparse_pretraining"),
-    "schedule": ("PruningSchedule", "average_density", "step_fractions", "steps_for_compute"),
+    "schedule": ("PruningSchedule",),
+    # The arithmetic of the compute is the law's.
+    "lossmith.laws.sparse_compute": ("average_density", "step_fractions", "steps_for_compute"),
 }
 
 __all__ = [
@@ -39,5 +44,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     for module, names in _HOMES.items():
         if name in names:
-            return getattr(importlib.import_module(f".{module}", __name__), name)
+            return getattr(importlib.import_module(module if "." in module else f".{module}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

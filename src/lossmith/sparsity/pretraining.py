@@ -14,8 +14,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lossmith.laws.sparse_compute import step_fractions
 from lossmith.sparsity.masks import Prunable, largest_of_groups, magnitude_masks, parse_structure, prunable_weights
-from lossmith.sparsity.schedule import PruningSchedule, step_fractions
+from lossmith.sparsity.schedule import PruningSchedule
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,46 +11,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from lossmith.laws.sparse_compute import check_shares, step_fractions
+
 # Of the released code.
 _LONGEST_INTERVAL = 100
 # Where the user names none: short runs prune about so often.
 _PRUNINGS = 24
-
-
-def step_fractions(sparsity: float, *, start: float = 0.25, end: float = 0.75) -> tuple[float, float]:
-    r"""The shares of the steps after which pruning begins and ends, from shares of the *compute*.
-
-    A step costs what its density is. With the final density :math:`d = 1 - S`, the mean density while pruning
-    :math:`g = (1-d)/\ln(1/d)` and :math:`Q = x + (y-x)/g + (1-y)/d`, they are :math:`x/Q` and :math:`(x + (y-x)/g)/Q`.
-
-    Args:
-        sparsity: share of the weights that is removed in the end, in [0, 1).
-        start: share of the compute spent before pruning begins, ``x``.
-        end: share of the compute spent when it is over, ``y``.
-
-    Raises:
-        ValueError: a share out of range.
-
-    >>> tuple(round(share, 4) for share in step_fractions(0.8))
-    (0.0998, 0.5012)
-    """
-    _check(sparsity, start, end)
-    density, mean = _densities(sparsity)
-    whole = start + (end - start) / mean + (1 - end) / density
-    return start / whole, (start + (end - start) / mean) / whole
-
-
-def average_density(sparsity: float, *, start: float = 0.25, end: float = 0.75) -> float:
-    r"""Active weights on average over the steps, as a share of all: :math:`\bar N / N_0 = 1/Q`.
-
-    See :func:`step_fractions` for ``Q`` and the arguments.
-
-    >>> round(average_density(0.8), 6)
-    0.399058
-    """
-    _check(sparsity, start, end)
-    density, mean = _densities(sparsity)
-    return 1 / (start + (end - start) / mean + (1 - end) / density)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +52,7 @@ class PruningSchedule:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"{name} must be a whole number, got {value!r}")
-        _check(self.sparsity)
+        check_shares(self.sparsity)
         if self.interval < 1:
             raise ValueError(f"interval must be at least 1 step, got {self.interval}")
         if not 0 <= self.start <= self.end < self.steps:
@@ -172,41 +138,3 @@ class PruningSchedule:
 def kept_of(number: int, density: float) -> int:
     """How many of ``number`` weights stay at a density: whole weights, at least one, safe against rounding."""
     return min(max(math.floor(number * density + 1e-6), 1), number)
-
-
-def steps_for_compute(
-    flops: float, params: float, sparsity: float, *, tokens_per_step: int, start: float = 0.25, end: float = 0.75
-) -> int:
-    """Optimiser steps that a budget pays for: ``C / (6 N_0 (1/Q) tokens_per_step)``, rounded, at least 1.
-
-    Args:
-        flops: training compute ``C``, counted as 6 per active parameter and token.
-        params: prunable parameters at the start, ``N_0``.
-        sparsity: in the end.
-        tokens_per_step: over all processes.
-        start: share of the compute before pruning.
-        end: share of the compute when pruning is over.
-
-    >>> steps_for_compute(5.41e20, 1.14e9, 0.8, tokens_per_step=4096 * 2048)
-    23627
-    """
-    for name, value in (("flops", flops), ("params", params), ("tokens_per_step", tokens_per_step)):
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be positive and finite, got {value}")
-    average = params * average_density(sparsity, start=start, end=end)
-    return max(round(flops / (6 * average * tokens_per_step)), 1)
-
-
-def _densities(sparsity: float) -> tuple[float, float]:
-    """Density in the end, and on average (over the steps) while it falls geometrically."""
-    density = 1 - sparsity
-    # (1 - d) / ln(1/d) with S = 1 - d; log1p keeps it right where S is tiny.
-    return density, 1.0 if sparsity == 0 else sparsity / -math.log1p(-sparsity)
-
-
-def _check(sparsity: float, start: float = 0.25, end: float = 0.75) -> None:
-    if isinstance(sparsity, bool) or not isinstance(sparsity, int | float) or not 0 <= sparsity < 1:
-        raise ValueError(f"sparsity must be a number in [0, 1), the share of weights to remove, got {sparsity!r}")
-    numbers = all(isinstance(x, int | float) and not isinstance(x, bool) for x in (start, end))
-    if not numbers or not 0 <= start < end <= 1:
-        raise ValueError(f"start and end must be shares of the compute with 0 <= start < end <= 1, got {start}, {end}")
