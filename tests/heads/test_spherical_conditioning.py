@@ -275,3 +275,13 @@ def test_twenty_thousand_float32_steps_keep_the_statistics() -> None:
         head(hidden, torch.randint(300, (8,), generator=generator)).mean().backward()
         head.step(0.5)
     assert max(head.consistency().values()) < 1e-5
+
+
+def test_a_class_may_be_what_is_ignored() -> None:
+    (hidden, targets, _), *_ = batches(1, 6)
+    targets[2] = 3
+    head = SphericalHead(FEATURES, CLASSES, weight=start(), dtype=torch.float64, ignore_index=3)
+    other = SphericalHead(FEATURES, CLASSES, weight=start(), dtype=torch.float64)
+    losses = head(hidden, targets)
+    assert torch.equal(losses, other(hidden, targets.masked_fill(targets == 3, -100)))
+    assert losses[2] == 0

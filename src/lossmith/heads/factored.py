@@ -55,7 +55,7 @@ class Gradient:
 
     Attributes:
         hidden: ``H``, one row per example.
-        by_q: ``g_q``.
+        two_q: ``2 g_q``.
         by_s: ``g_s``.
         by_targets: the nonzeros of ``y``.
         rows: their classes.
@@ -67,7 +67,7 @@ class Gradient:
     """
 
     hidden: Float[Tensor, "rows features"]
-    by_q: Float[Tensor, " rows"]
+    two_q: Float[Tensor, " rows"]
     by_s: Float[Tensor, " rows"]
     by_targets: Float[Tensor, "rows targets"]
     rows: Int[Tensor, "rows targets"]
@@ -178,19 +178,17 @@ def products(g: Gradient, classes: int) -> Products:
 
 
 def change_of_gram(g: Gradient, p: Products, sums: Tensor, classes: int, lr: float) -> tuple[Tensor, Tensor]:
-    """``C`` such that the centred Gram matrix loses ``C + Cᵀ`` in a step, and what the column sums lose."""
-    total = 2 * g.by_q * g.s + classes * g.by_s + g.by_targets.sum(-1)
+    """``C`` and ``c``: in a step the centred Gram matrix loses ``η (C + Cᵀ)``, and the column sums lose ``η c``."""
+    total = torch.add(g.by_targets.sum(-1), g.by_s, alpha=classes).addcmul_(g.two_q, g.s)
     lost = g.hidden.T @ total
     # From W' = W - η G Hᵀ; the change of w̄ w̄ᵀ/D goes along, so that nothing large is subtracted from anything large.
-    along = (lr * sums - (0.5 * lr**2) * lost) / classes
+    along = torch.sub(sums, lost, alpha=0.5 * lr)
     if p.of_outputs is not None:
-        rows = lr * g.of_hidden
-        rows.addmm_(p.of_outputs, g.hidden, alpha=-0.5 * lr**2).addr_(total, along, alpha=-1)
-        return rows.T @ g.hidden, lr * lost
+        rows = torch.addmm(g.of_hidden, p.of_outputs, g.hidden, alpha=-0.5 * lr)
+        return rows.addr_(total, along, alpha=-1 / classes).T @ g.hidden, lost
     assert p.change is not None
     assert p.both is not None
-    change = lr * p.change - (0.5 * lr**2) * p.both
-    return change.addr_(along, lost, alpha=-1), lr * lost
+    return torch.sub(p.change, p.both, alpha=0.5 * lr).addr_(along, lost, alpha=-1 / classes), lost
 
 
 def _target_products(g: Gradient) -> Tensor:
@@ -235,10 +233,10 @@ class Move(NamedTuple):
 
 def move_of_factor(factor: Factor, g: Gradient, rotated: Tensor, p: Products, lr: float) -> Move | None:
     """``None`` where the step would make ``U`` singular (or nearly so)."""
-    h, two_q = g.hidden, 2 * g.by_q
+    h = g.hidden
     # The matrix that a step is about: E = η H Hᵀ diag(2 g_q), or S = η Hᵀ diag(2 g_q) H, with the same eigenvalues.
     if p.of_hidden is not None:
-        e = (lr * p.of_hidden) * two_q
+        e = p.of_hidden * (lr * g.two_q)
     else:
         assert p.weights is not None
         e = lr * p.weights
@@ -264,8 +262,9 @@ def move_of_factor(factor: Factor, g: Gradient, rotated: Tensor, p: Products, lr
     # P = H U'⁻¹ solves (I - E) P = H U⁻¹ (Woodbury).
     start = h @ factor.inverse
     if size < SERIES:
-        # P = Σ Eᵏ H U⁻¹ to the last digit: a few products, where a factorisation takes longer than all else.
-        terms = math.ceil(math.log(torch.finfo(e.dtype).eps) / math.log(max(size, 1e-300)))
+        # P = Σ Eᵏ H U⁻¹ up to the first k with |E|ᵏ⁺¹ < eps: a few products, where a factorisation takes longer than
+        # all else.
+        terms = math.ceil(math.log(torch.finfo(e.dtype).eps) / math.log(max(size, 1e-300))) - 1
         rows = start
         for _ in range(max(1, terms)):
             rows = torch.addmm(start, e, rows)
@@ -283,7 +282,7 @@ def apply_move(factor: Factor, move: Move, g: Gradient, lr: float) -> None:
     else:
         # U'⁻¹ = U⁻¹ + η Hᵀ diag(2 g_q) P.
         factor.inverse.addmm_(g.weighted.T, move.rows, alpha=lr)
-    along = (g.hidden @ factor.omega.to(g.hidden.dtype)) * (2 * g.by_q) + g.by_s
+    along = torch.addcmul(g.by_s, g.hidden @ factor.omega.to(g.hidden.dtype), g.two_q)
     factor.omega.sub_(g.hidden.T @ along, alpha=lr)
 
 

@@ -183,7 +183,7 @@ class SphericalHead(nn.Module):
         if self.training and torch.is_grad_enabled() and not flat.requires_grad:
             # Fixed features: the backward pass must still reach the head.
             flat = flat.detach().requires_grad_()
-        if not bool(counted.all()):
+        if counted is not None and not bool(counted.all()):
             chosen = counted.nonzero().squeeze(-1)
             part = SphericalLosses.apply(flat[chosen], indices[chosen], values[chosen], self)
             losses = part.new_zeros(len(flat)).index_copy(0, chosen, part)
@@ -238,7 +238,7 @@ class SphericalHead(nn.Module):
         s = hidden @ w["sums"]
         with_gram.addr_(s / d, w["sums"])
         q = centred + s.square() / d
-        rows = self.v[indices]
+        rows = self.v.index_select(0, indices.reshape(-1)).reshape(*indices.shape, self.in_features)
         rotated: dict[str, Tensor] = {}
         outputs = torch.zeros_like(values)
         for name, mine in self._generations(indices):
@@ -273,8 +273,8 @@ class SphericalHead(nn.Module):
             self._recompute()
             return
         change, lost = change_of_gram(g, p, self.sums.to(self.v.dtype), self.num_classes, lr)
-        self.gram.sub_(change + change.T)
-        self.sums.sub_(lost)
+        self.gram.sub_(change + change.T, alpha=lr)
+        self.sums.sub_(lost, alpha=lr)
         for name, mine in used:
             move = moves[name]
             assert move is not None
@@ -282,8 +282,7 @@ class SphericalHead(nn.Module):
             y = g.by_targets if mine is None else g.by_targets * mine
             shift = y * move.rows if y.shape[1] == 1 else y.unsqueeze(-1) * move.rows.unsqueeze(1)
             self.v.index_add_(0, g.rows.reshape(-1), shift.reshape(-1, self.in_features), alpha=-lr)
-        # That of every factor: they are multiplied by the same matrix.
-        self._strain += move.strain
+        self._strain += max(move.strain for move in moves.values() if move is not None)
 
     # ---- conditioning ---------------------------------------------------------------------------------------------
 

@@ -34,11 +34,11 @@ class Outputs(NamedTuple):
 
 
 class Derivatives(NamedTuple):
-    """The loss of each row, and its derivatives by the targets' outputs, ``q`` and ``s``."""
+    """The loss of each row, and its derivatives by the targets' outputs, ``q`` (twice that) and ``s``."""
 
     loss: Float[Tensor, " rows"]
     by_targets: Float[Tensor, "rows targets"]
-    by_q: Float[Tensor, " rows"]
+    two_q: Float[Tensor, " rows"]
     by_s: Float[Tensor, " rows"]
 
 
@@ -85,14 +85,16 @@ def _z_loss(a: float = 1.0, b: float = 0.0) -> SphericalLoss:
         mean, variance = outputs.s / classes, outputs.centred / classes
         # All outputs equal: z is taken as 0 with gradient 0, as in lossmith.losses.z_loss.
         flat = variance <= 0
-        sigma = variance.clamp_min(0).sqrt().masked_fill(flat, 1.0)
-        z = ((o - mean) / sigma).masked_fill(flat, 0.0)
-        p = torch.sigmoid(a * (b - z)).masked_fill(flat, 0.0)
+        inverse = variance.masked_fill(flat, math.inf).rsqrt()
+        z = (o - mean) * inverse
+        behind = torch.mul(b - z, a)
+        by_z = torch.sigmoid(behind) * inverse
+        two_q = by_z * z * inverse / classes
         return Derivatives(
-            F.softplus(a * (b - z)) / a,
-            (-p / sigma).unsqueeze(-1),
-            p * z / (2 * classes * sigma.square()),
-            p / (classes * sigma) - p * z * mean / (classes * sigma.square()),
+            F.softplus(behind) / a,
+            by_z.neg().unsqueeze(-1),
+            two_q,
+            torch.addcmul(by_z / classes, two_q, mean, value=-1),
         )
 
     return SphericalLoss("z_loss", derivatives)
@@ -105,7 +107,7 @@ def _taylor_softmax() -> SphericalLoss:
         return Derivatives(
             denominator.log() - numerator.log(),
             (-(1 + o) / numerator).unsqueeze(-1),
-            0.5 / denominator,
+            1 / denominator,
             1 / denominator,
         )
 
@@ -122,7 +124,7 @@ def _spherical_softmax(eps: float = 1e-2) -> SphericalLoss:
         return Derivatives(
             denominator.log() - numerator.log(),
             (-2 * o / numerator).unsqueeze(-1),
-            1 / denominator,
+            2 / denominator,
             torch.zeros_like(denominator),
         )
 
@@ -135,7 +137,7 @@ def _squared_error() -> SphericalLoss:
         return Derivatives(
             outputs.q - 2 * (o * y).sum(-1) + y.square().sum(-1),
             -2 * y,
-            torch.ones_like(outputs.q),
+            torch.full_like(outputs.q, 2.0),
             torch.zeros_like(outputs.q),
         )
 

@@ -44,19 +44,19 @@ class Unscaled(NamedTuple):
 
     def times(self, scale: Float[Tensor, " rows"]) -> Gradient:
         """The gradient of the sum of the losses times ``scale``."""
-        wide, by_q = scale.unsqueeze(-1), self.found.by_q * scale
-        two_q = (2 * by_q).unsqueeze(-1)
+        wide, two_q = scale.unsqueeze(-1), self.found.two_q * scale
+        along = two_q.unsqueeze(-1)
         sparse_part = self.sparse_part * wide
         return Gradient(
             self.hidden,
-            by_q,
+            two_q,
             self.found.by_s * scale,
             self.found.by_targets * wide,
             self.rows,
             self.s,
             sparse_part,
-            two_q * self.hidden,
-            torch.addcmul(sparse_part, two_q, self.with_gram),
+            along * self.hidden,
+            torch.addcmul(sparse_part, along, self.with_gram),
             self.rotated,
         )
 
@@ -87,8 +87,8 @@ class SphericalLosses(torch.autograd.Function):
         return scaled.of_hidden, None, None, None
 
 
-def read_targets(targets: Targets, batch: torch.Size, head: SphericalHead) -> tuple[Tensor, Tensor, Tensor]:
-    """Indices and values (rows x K), and which rows count; see :meth:`lossmith.heads.SphericalHead.forward`."""
+def read_targets(targets: Targets, batch: torch.Size, head: SphericalHead) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Indices and values (rows x K), and which rows count (``None``: all); see :meth:`SphericalHead.forward`."""
     classes, dtype = head.num_classes, head.v.dtype
     if isinstance(targets, tuple):
         indices, values = targets
@@ -102,9 +102,11 @@ def read_targets(targets: Targets, batch: torch.Size, head: SphericalHead) -> tu
     else:
         if targets.shape != batch:
             raise ValueError(f"targets must have the shape {tuple(batch)}, got {tuple(targets.shape)}")
-        counted = (targets != head.ignore_index).reshape(-1)
-        indices = targets.long().masked_fill(targets == head.ignore_index, 0).reshape(-1, 1)
-        _check_range(indices, classes)
+        indices, counted = targets.long().reshape(-1, 1), None
+        if 0 <= head.ignore_index < classes or not _in_range(indices, classes):
+            counted = (indices != head.ignore_index).squeeze(-1)
+            indices = indices.masked_fill(~counted.unsqueeze(-1), 0)
+            _check_range(indices, classes)
         return indices, torch.ones_like(indices, dtype=dtype), counted
     if not head.loss.several:
         raise ValueError(f"{head.loss.name} takes one class index per row; only squared_error takes valued targets")
@@ -119,11 +121,17 @@ def read_targets(targets: Targets, batch: torch.Size, head: SphericalHead) -> tu
         ordered = flat.sort(-1).values
         if bool((ordered[:, 1:] == ordered[:, :-1]).any()):
             raise ValueError("a row names the same class twice; add its values up")
-    counted = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
-    return flat, values.reshape(flat.shape).detach().to(dtype), counted
+    return flat, values.reshape(flat.shape).detach().to(dtype), None
 
 
 def _check_range(indices: Int[Tensor, "rows targets"], classes: int) -> None:
-    if indices.numel() and (int(indices.min()) < 0 or int(indices.max()) >= classes):
+    if not _in_range(indices, classes):
         bad = indices[(indices < 0) | (indices >= classes)][0]
         raise ValueError(f"targets must be in [0, {classes}), got {int(bad)}")
+
+
+def _in_range(indices: Int[Tensor, "rows targets"], classes: int) -> bool:
+    if not indices.numel():
+        return True
+    least, most = torch.aminmax(indices)
+    return int(least) >= 0 and int(most) < classes
