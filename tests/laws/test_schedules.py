@@ -12,7 +12,7 @@ from transformers import get_scheduler
 from transformers.optimization import get_wsd_schedule
 
 from lossmith.errors import InputError
-from lossmith.laws import LossCurve, every_step, schedule
+from lossmith.laws import LossCurve, every_step, schedule, warmup_steps
 from lossmith.laws.schedules import (
     SCHEDULES,
     chain,
@@ -169,6 +169,15 @@ def test_logged_rates_are_interpolated_but_jumps_stay_jumps() -> None:
     np.testing.assert_allclose(every_step(steps, smooth[steps - 1], 100)[9:], smooth[9:], atol=bound)
     jumps = multi_step(1.0, milestones=[45], factor=0.1).values(100)
     np.testing.assert_allclose(every_step(steps, jumps[steps - 1], 100), jumps)
+
+
+def test_a_warm_up_logged_now_and_then_is_still_one() -> None:
+    rates = cosine(1.0, warmup=100).values(1000)
+    steps = np.arange(30, 1001, 30)
+    filled = every_step(steps, rates[steps - 1], 1000)
+    np.testing.assert_allclose(filled[:90], rates[:90], atol=1e-12)
+    assert 90 <= warmup_steps(filled) <= 120
+    assert 199 <= warmup_steps(stretched(rates, 2000).values()) <= 201
 
 
 def test_a_csv_of_rates_is_a_schedule(tmp_path: Path) -> None:

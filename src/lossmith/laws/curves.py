@@ -123,13 +123,19 @@ def every_step(steps: np.ndarray, rates: Array, total: int) -> Array:
     """The learning rate of every step ``1..total`` from those that were logged.
 
     Between two logged steps the rate is interpolated, unless it was constant before and after: then it jumped, half
-    way. Before the first logged step it is the first rate, after the last one the last.
+    way. Before the first logged step it is the first rate (or, where it rises from there, on the same straight line),
+    after the last one the last.
 
     >>> every_step(np.array([2, 4, 6, 8]), np.array([4.0, 4.0, 1.0, 1.0]), 8).tolist()
     [4.0, 4.0, 4.0, 4.0, 4.0, 1.0, 1.0, 1.0]
     """
     wanted = np.arange(1, total + 1)
     filled = np.interp(wanted, steps, rates)
+    if len(rates) > 1 and rates[1] > rates[0]:
+        # Logged within the warm-up.
+        early = wanted < steps[0]
+        line = rates[0] - (rates[1] - rates[0]) / (steps[1] - steps[0]) * (steps[0] - wanted[early])
+        filled[early] = np.maximum(line, 0.0)
     change = np.diff(rates) != 0
     for k in np.flatnonzero(change[1:-1] & ~change[:-2] & ~change[2:]) + 1:
         inside = (wanted > steps[k]) & (wanted < steps[k + 1])
@@ -178,10 +184,10 @@ def read_rates(path: str | Path) -> Array:
 
 def _frames(source: Any) -> Iterable[tuple[str, pd.DataFrame, float | None]]:
     """Tables with their names, and the number of parameters that a folder's name says."""
-    from lossmith.laws.tables import _frame
+    from lossmith.laws.sources import read_frame
 
     if not isinstance(source, str | Path):
-        yield "the table", _frame(source)[1], None
+        yield "the table", read_frame(source)[1], None
         return
     path = Path(source)
     if path.is_dir():
@@ -194,16 +200,16 @@ def _frames(source: Any) -> Iterable[tuple[str, pd.DataFrame, float | None]]:
     elif "tfevents" in path.name or path.name == "trainer_state.json":
         yield path.stem, _read_file(path), None
     else:
-        yield path.stem, _frame(path)[1], _amount(path.parent.name)
+        yield path.stem, read_frame(path)[1], _amount(path.parent.name)
 
 
 def _is_curve(path: Path) -> bool:
     if path.name in ("config.json", "result.json", "environment.json", "complete.json") or path.name.startswith("."):
         return False
-    # A folder of runs holds checkpoints too; only the last of a run's states is the whole curve.
+    # A folder of runs holds checkpoints and models too; only the last of a run's states is the whole curve.
     if path.parent.name.startswith("checkpoint-"):
         return False
-    if (path.parent / "metrics.jsonl").exists():
+    if any((folder / "metrics.jsonl").exists() for folder in (path.parent, path.parent.parent)):
         return path.name == "metrics.jsonl"
     return "tfevents" in path.name or path.name == "trainer_state.json" or path.suffix.lower() in _SUFFIXES
 
@@ -211,7 +217,7 @@ def _is_curve(path: Path) -> bool:
 def _read_file(path: Path) -> pd.DataFrame:
     import pandas as pd
 
-    from lossmith.laws.tables import _frame
+    from lossmith.laws.sources import read_frame
 
     if path.name == "trainer_state.json":
         try:
@@ -220,7 +226,7 @@ def _read_file(path: Path) -> pd.DataFrame:
             raise InputError(f"{path} is not a trainer state of Hugging Face: it has no log_history") from None
     if "tfevents" in path.name:
         return _tensorboard(path)
-    return _frame(path)[1]
+    return read_frame(path)[1]
 
 
 def _tensorboard(path: Path) -> pd.DataFrame:

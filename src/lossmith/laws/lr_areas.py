@@ -49,10 +49,11 @@ def areas(rates: Array, decay: float | Sequence[float] | Array) -> tuple[Array, 
 
 
 def warmup_steps(rates: Array) -> int:
-    """The number of steps before the rate stops rising for the first time.
+    """The number of steps before the rate stops rising for the first time; a rate of 0 at the start belongs to them.
 
-    >>> warmup_steps(np.array([0.0, 1.0, 2.0, 2.0, 1.0])), warmup_steps(np.array([2.0, 2.0, 3.0]))
-    (2, 0)
+    >>> warmup_steps(np.array([0.0, 0.0, 1.0, 2.0, 2.0, 1.0])), warmup_steps(np.array([2.0, 2.0, 3.0]))
+    (3, 0)
     """
-    stops = np.flatnonzero(np.diff(rates) <= 0)
-    return int(stops[0]) if len(stops) else len(rates) - 1
+    begin = int(np.argmax(rates > 0))
+    stops = np.flatnonzero(np.diff(rates[begin:]) <= 0)
+    return begin + int(stops[0]) if len(stops) else len(rates) - 1

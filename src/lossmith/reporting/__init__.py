@@ -4,7 +4,7 @@
 libraries are imported only when something is drawn.
 """
 
-from lossmith.reporting.comparison import Claim, Comparison, Cost, Curve, Run
+from lossmith.reporting.comparison import Claim, Comparison, Cost, Curve, Forecast, ForecastPoint, Run
 from lossmith.reporting.html import write_html
 from lossmith.reporting.plots import write_plots
 from lossmith.reporting.report import write_all
@@ -30,6 +30,8 @@ __all__ = [
     "ComparisonTable",
     "Cost",
     "Curve",
+    "Forecast",
+    "ForecastPoint",
     "Interval",
     "Judgement",
     "Run",

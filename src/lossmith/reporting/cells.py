@@ -39,9 +39,9 @@ class Grid:
 
 
 def grids(table: ComparisonTable) -> tuple[Grid, ...]:
-    """One for each metric (the primary first), then cost and claims; those without rows are left out."""
+    """One for each metric (the primary first), then cost, forecasts and claims; those without rows are left out."""
     metrics = [metric(table, index) for index in range(len(table.arms[0].metrics))]
-    return tuple(grid for grid in (*metrics, cost(table), claims(table)) if grid.rows)
+    return tuple(grid for grid in (*metrics, cost(table), forecasts(table), claims(table)) if grid.rows)
 
 
 def metric(table: ComparisonTable, index: int = 0) -> Grid:
@@ -108,6 +108,28 @@ def claims(table: ComparisonTable) -> Grid:
     corrected = f", corrected for {n} claims" if n > 1 else ""
     title = f"Claims, judged by paired contrasts ({100 * table.level:.10g}% level{corrected})"
     return Grid("claims", title, columns, rows)
+
+
+def forecasts(table: ComparisonTable) -> Grid:
+    """The loss that a law predicts at larger budgets, and by how much it missed the end of these runs."""
+    times = list(dict.fromkeys(point.times for found in table.forecasts for point in found.points))
+    columns = (Column("arm"), *(Column(f"{t:g}x", True) for t in times), Column("missed the rest by", True))
+    rows = []
+    for found in table.forecasts:
+        at = {point.times: point for point in found.points}
+        if not at:
+            # Footnotes say why.
+            rows.append((label(found.arm), *[NONE] * (len(times) + 1)))
+            continue
+        texts = []
+        for t in times:
+            spread = (at[t].high - at[t].low) / 2
+            loss, low, high = (number(value, spread) for value in (at[t].loss, at[t].low, at[t].high))
+            texts.append(f"{loss} [{low}, {high}]")
+        rows.append((label(found.arm), *texts, f"{100 * found.missed:.2g}%"))
+    level = f", {100 * table.forecasts[0].level:g}% intervals" if table.forecasts else ""
+    title = f"Further out: {table.metric} predicted by the annealing law at larger budgets{level}"
+    return Grid("forecast", title, columns, tuple(rows) if times else ())
 
 
 def label(name: str) -> str:

@@ -65,13 +65,44 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class ForecastPoint:
+    """The loss predicted at ``times`` the budget, ``tokens`` in all, with its interval."""
+
+    times: float
+    tokens: int
+    loss: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a law, fitted to an arm's runs, predicts further out, and how well it did within them.
+
+    ``missed`` is the mean relative error over the rest of the runs of the law fitted to their ``first`` part alone,
+    ``missed_at_end`` the same at their end, with its sign; ``held`` the share of the rest that its intervals held.
+    ``reason`` says why there is no forecast.
+    """
+
+    arm: str
+    points: tuple[ForecastPoint, ...] = ()
+    first: float = float("nan")
+    missed: float = float("nan")
+    missed_at_end: float = float("nan")
+    held: float = float("nan")
+    level: float = 0.9
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """Arms, runs and what to judge them by. ``against=None`` in a claim means ``baseline``.
 
     ``arms`` maps each arm's name to its one-line description, in the order to show; ``metric`` is the name of
     the primary metric and ``metrics`` the names of all to show in the table, the primary first.
     ``lower_is_better`` speaks of the primary metric; ``better`` says the same of the others by name, and one
-    that it does not name gets an interval but is never called better or worse.
+    that it does not name gets an interval but is never called better or worse. ``forecasts`` speak of the primary
+    metric.
     """
 
     title: str
@@ -89,3 +120,4 @@ class Comparison:
     notes: tuple[str, ...] = ()
     paper: str = ""
     better: Mapping[str, Literal["lower", "higher"]] = field(default_factory=dict)
+    forecasts: tuple[Forecast, ...] = ()

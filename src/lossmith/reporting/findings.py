@@ -77,6 +77,7 @@ def footnotes(table: ComparisonTable, power: float) -> tuple[str, ...]:
             )
     if any(difference.quantity == "scored_tokens" for arm in others for difference in arm.flags):
         notes.append("Scoring counts tokens that were only scored, in percent of the baseline's training tokens.")
+    notes.extend(_further_out(table))
     for arm in table.arms:
         if arm.failures:
             whole = f"{len(arm.failures)} of {plural(arm.n_runs, 'run')} of {_name(arm.name)} failed"
@@ -91,6 +92,28 @@ def footnotes(table: ComparisonTable, power: float) -> tuple[str, ...]:
                     "it is left out there."
                 )
     return tuple(notes)
+
+
+def _further_out(table: ComparisonTable) -> list[str]:
+    found = [forecast for forecast in table.forecasts if forecast.points]
+    reasons: dict[str, list[str]] = {}
+    for forecast in table.forecasts:
+        if not forecast.points:
+            reasons.setdefault(one_line(forecast.reason, 200), []).append(_name(forecast.arm))
+    notes = [f"Further out: no forecast of {', '.join(arms)}: {reason}." for reason, arms in reasons.items()]
+    if not found:
+        return notes
+    misses = ", ".join(
+        f"{_name(forecast.arm)} {100 * forecast.missed_at_end:+.2g}% at the end, {100 * forecast.held:.0f}% inside"
+        for forecast in found
+    )
+    return [
+        *notes,
+        "Further out: the annealing law, fitted to each arm's runs, at the same schedule stretched over more steps of "
+        f"fresh data. As a test, the law fitted to the first {100 * found[0].first:.0f}% of the runs predicted the "
+        f"rest: {misses} its {100 * found[0].level:g}% intervals. One schedule determines the law weakly; "
+        "runs under two schedules, fitted with lossmith fit, say more.",
+    ]
 
 
 def _method(table: ComparisonTable, base: str) -> str:

@@ -107,7 +107,8 @@ def _grid(grid: cells.Grid) -> str:
             for cell, column in zip(rest, grid.columns[1:], strict=True)
         )
         rows.append(f'<tr><th scope="row">{escape(first)}</th>{data}</tr>')
-    heading = {"result": "Result", "metric": "Also measured", "cost": "Cost", "claims": "Claims"}[grid.kind]
+    headings = {"result": "Result", "metric": "Also measured", "cost": "Cost", "forecast": "Further out"}
+    heading = headings.get(grid.kind, "Claims")
     return f"""<section><h2>{heading}</h2>
 <div class="scroll" tabindex="0" role="region" aria-label="{escape(grid.title)}"><table>
 <caption>{escape(grid.title)}</caption>

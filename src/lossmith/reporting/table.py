@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lossmith.reporting import findings
-from lossmith.reporting.comparison import Claim, Comparison, Run, Standing, Verdict
+from lossmith.reporting.comparison import Claim, Comparison, Forecast, Run, Standing, Verdict
 from lossmith.reporting.costs import CostDifference, CostMeans, cost_differences, mean_cost
 from lossmith.reporting.statistics import (
     Interval,
@@ -109,6 +109,7 @@ class ComparisonTable:
     claims: tuple[ClaimSummary, ...]
     findings: tuple[str, ...]
     footnotes: tuple[str, ...]
+    forecasts: tuple[Forecast, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """A plain dictionary for ``json.dumps``: numbers that are not finite become ``None``."""
@@ -176,6 +177,7 @@ def summarise(comparison: Comparison) -> ComparisonTable:
         claims=claims,
         findings=(),
         footnotes=(),
+        forecasts=comparison.forecasts,
     )
     return dataclasses.replace(
         table,

@@ -12,7 +12,7 @@ from typing import Any
 
 from lossmith.errors import InputError
 from lossmith.files import read_json, write_json
-from lossmith.reporting import Claim, Comparison, Cost, Curve, Run, smallest_detectable
+from lossmith.reporting import Claim, Comparison, Cost, Curve, Forecast, Run, smallest_detectable
 from lossmith.studies.arms import Arm, slug
 from lossmith.studies.grid import Job, plan, run_jobs
 from lossmith.studies.settings import DEFAULT_TOKENS, CompareSettings, Execution
@@ -341,7 +341,21 @@ def collect(
         environment=read_json(out / "environment.json"),
         notes=(*_notes(settings, corpus), *_weights_notes(settings, planned)),
         paper=heading.paper,
+        forecasts=_forecasts(settings, planned, runs),
     )
+
+
+def _forecasts(settings: CompareSettings, planned: list[Planned], runs: tuple[Run, ...]) -> tuple[Forecast, ...]:
+    """What the annealing law says of every arm at larger budgets; nothing where all runs are too short for it."""
+    from lossmith.studies.further_out import forecast
+
+    found = []
+    for arm in settings.arms:
+        pairs = zip(planned, runs, strict=True)
+        folders = [p.folder for p, run in pairs if run.arm == arm.name and run.error is None]
+        loss = str(arm.options.get("loss", "cross_entropy")).partition("(")[0]
+        found.append(forecast(arm.name, folders, comparable=loss == "cross_entropy"))
+    return tuple(found)
 
 
 def read_run(folder: Path, arm: str, seed: int, error: str | None = None) -> Run:
