@@ -6,8 +6,8 @@
 The peer is what published notebooks do (Hoffmann et al. 2022, D.2; Besiroglu et al. 2024): ``scipy.optimize.minimize``,
 L-BFGS-B, from 5 x 5 x 5 x 6 x 6 starts of (alpha, beta, e, a, b), Huber loss of 1e-3 on log residuals through
 logsumexp. It is given the exact gradient here, which most notebooks leave to finite differences (``--numeric``: what
-that costs). All starts run, in rounds; after each round lossmith fits once, all in one process. Reported: both minima, the
-time of the whole grid over the median time of a lossmith fit, and the time of bootstrap refits.
+that costs). All starts run, in rounds; after each round lossmith fits once, all in one process. Reported: both minima,
+the time of the whole grid over the median time of a lossmith fit, and the time of bootstrap refits.
 """
 
 from __future__ import annotations

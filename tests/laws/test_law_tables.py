@@ -114,6 +114,7 @@ def test_rows_without_values_and_repeated_rows_are_dropped_with_a_count() -> Non
     assert len(read) == 11
     assert read.notes == (
         "1 of 14 rows dropped: a value is missing or NaN",
+        "rows of one size are taken for checkpoints of one run; if they are not, say run",
         "2 rows dropped: they repeat others",
     )
 

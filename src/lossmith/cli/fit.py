@@ -41,6 +41,9 @@ def fit(
     log10: Annotated[list[str] | None, _in(_UNITS, "A quantity given as log10. Repeat.")] = None,
     scale: Annotated[list[str] | None, _in(_UNITS, "Factor of a quantity: tokens=1e9. Repeat.")] = None,
     where: Annotated[list[str] | None, _in(_UNITS, "Only rows with header=value. Repeat.")] = None,
+    above: Annotated[
+        list[str] | None, _in(_UNITS, "Only rows whose quantity is larger: tokens=10e9 drops early training. Repeat.")
+    ] = None,
     objective: Annotated[
         str | None, _in(_FIT, "huber (log residuals, threshold 1e-3; default) or squares (raw loss).")
     ] = None,
@@ -52,6 +55,13 @@ def fit(
         ),
     ] = None,
     fix: Annotated[list[str] | None, _in(_FIT, "A parameter that is given: alpha=0.35. Repeat.")] = None,
+    by: Annotated[
+        str | None, _in(_FIT, "Header of families: one law for each; --out is then a folder.", "--by")
+    ] = None,
+    backtest: Annotated[
+        bool, _in(_FIT, "Also hide the largest fifth of the runs, predict them, and say how well.", "--backtest")
+    ] = False,
+    jobs: Annotated[int, _in(_FIT, "Processes, for many families [1].")] = 1,
     bootstrap: Annotated[int, _in(_FIT, "Refits on resampled runs, for intervals [200]; 0 for none.")] = 200,
     seed: Annotated[int, _in(_FIT, "Of the resampling [0].")] = 0,
     out: Annotated[Path | None, _in(_OUTPUT, "JSON file for the fitted law; default fitted.json.")] = None,
@@ -73,28 +83,43 @@ def fit(
     headers = {"loss": loss, "params": params, "tokens": tokens, "flops": flops}
     named = {name: header for name, header in headers.items() if header is not None}
     reading = Reading(
-        columns={**named, **_pairs(column, "--column")},
+        columns={**named, **pairs(column, "--column")},
         run=run,
         unit=unit,
         log10=tuple(log10 or ()),
-        scale=_numbers(scale, "--scale"),
-        where=_pairs(where, "--where"),
+        scale=numbers(scale, "--scale"),
+        where=pairs(where, "--where"),
+        above=numbers(above, "--above"),
     )
-    built = build_law(law, objective, _numbers(fix, "--fix"))
+    built = build_law(law, objective, numbers(fix, "--fix"))
     if schedule and not hasattr(built, "areas"):
         raise InputError(f"--schedule is for laws of learning-rate schedules; {built.name} is none")
     extra = {"schedules": _schedules(schedule)} if schedule else {}
+    if by is not None:
+        if extra or plot is not None or backtest:
+            raise InputError("--by goes with neither --schedule nor --plot nor --backtest")
+        _fit_families(built, source, by, reading, bootstrap, seed, jobs, out, as_json)
+        return
     fitted = _fit(built, source, reading, bootstrap, seed, as_json, **extra)
     target = out if out is not None else Path("fitted.json")
     fitted.to_json(target)
     if plot is not None:
         fitted.plot(plot)
+    tested = None
+    if backtest:
+        from lossmith.laws import backtest as run_backtest
+
+        tested = run_backtest(built, fitted.table, bootstrap=bootstrap or 200, seed=seed)
     if as_json:
-        value = json.loads(fitted.to_json())
-        short = {key: value[key] for key in ("law", "options", "parameters", "objective", "calibration", "warnings")}
-        typer.echo(json.dumps({**short, "intervals": fitted.parameter_intervals(), "file": str(target)}, indent=2))
+        shown = {**_short(fitted), "file": str(target)}
+        if tested is not None:
+            names = ("coverage", "plain_coverage", "error", "best_seen_error", "scale_up")
+            shown["backtest"] = {"points": len(tested.hidden), **{name: getattr(tested, name) for name in names}}
+        typer.echo(json.dumps(shown, indent=2))
         return
     typer.echo(fitted.summary())
+    if tested is not None:
+        typer.echo(tested.text())
     typer.echo(f"fitted law: {target}{f', plot: {plot}' if plot is not None else ''}")
 
 
@@ -168,11 +193,19 @@ def plan(
     ] = None,
     what_if: Annotated[
         list[str] | None,
-        typer.Option(help="A schedule to rank, instead of the usual families. Repeat.", show_default=False),
+        typer.Option(
+            help='A training to rank: "params=7e9, tokens=2e12", with --flops one of them or "ratio=20" is enough; '
+            "for a law of schedules a schedule. Repeat.",
+            show_default=False,
+        ),
     ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="Any other wish that the law knows, as key=value. Repeat.", show_default=False),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Picture of what the budget gives by size: a .png, .svg or .pdf file.", show_default=False),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
@@ -184,6 +217,8 @@ def plan(
 
     `lossmith plan fitted.json --loss 2.2`
 
+    `lossmith plan fitted.json --flops 1e21 --what-if "params=1e9" --what-if "ratio=20"`
+
     `lossmith plan fitted.json --mixture --tokens 20e9 --set tolerance=0.03`
 
     `lossmith plan fitted.json --steps 24000 --what-if "cosine(peak=3e-4)" --what-if "wsd(peak=3e-4)"`
@@ -193,17 +228,82 @@ def plan(
         raise InputError(f"--mixture needs a fitted critical-mixture law; {fitted} holds {law.law.name}")
     wishes: dict[str, Any] = {"flops": flops, "loss": loss, "params": params, "tokens": tokens, "level": level}
     wishes |= {"steps": steps, "what_if": what_if}
-    wishes = {name: value for name, value in wishes.items() if value is not None} | _pairs(set_, "--set")
+    wishes = {name: value for name, value in wishes.items() if value is not None} | pairs(set_, "--set")
     try:
         found = law.plan(**wishes)
     except TypeError as error:
         raise InputError(f"law {law.law.name}: {error}".replace("plan() got an ", "")) from None
+    if plot is not None:
+        _plot_plan(law, found, plot)
     if as_json:
         from lossmith.files import finite_or_none
 
         typer.echo(json.dumps(finite_or_none(dataclasses.asdict(found)), indent=2))
         return
     typer.echo(found.text())
+
+
+def _plot_plan(law: Fitted, found: Any, path: Path) -> None:
+    from lossmith.laws import Plan
+    from lossmith.laws.plots import plan_figure, save
+
+    if not isinstance(found, Plan):
+        raise InputError("--plot shows a plan for --flops or --loss, without --what-if")
+    save(plan_figure(law, found), path)
+
+
+def _short(fitted: Fitted) -> dict[str, Any]:
+    """What to print of a fit for machines."""
+    value = json.loads(fitted.to_json())
+    kept = ("law", "options", "parameters", "objective", "calibration", "warnings")
+    return {**{key: value[key] for key in kept}, "intervals": fitted.parameter_intervals()}
+
+
+def _fit_families(
+    law: Law,
+    source: Path,
+    by: str,
+    reading: Reading,
+    bootstrap: int,
+    seed: int,
+    jobs: int,
+    out: Path | None,
+    quiet: bool,
+) -> None:
+    """One law for each family: a file each, and a table of parameters."""
+    import re
+
+    from lossmith.laws import fit_groups
+
+    if bootstrap < 0:
+        raise InputError(f"--bootstrap must not be negative, got {bootstrap}")
+    if jobs < 1:
+        raise InputError(f"--jobs must be at least 1, got {jobs}")
+    folder = out if out is not None else Path("fitted")
+    if folder.suffix == ".json":
+        raise InputError(f"--out must be a folder with --by, got {folder}")
+    found = fit_groups(law, source, by, reading=reading, bootstrap=bootstrap, seed=seed, jobs=jobs)
+    for family, fitted in found.items():
+        fitted.to_json(folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', family)}.json")
+    if quiet:
+        typer.echo(json.dumps({family: _short(fitted) for family, fitted in found.items()}, indent=2))
+        return
+    names = law.names
+    width = max(len(by), *(len(family) for family in found))
+    typer.echo(f"{by:{width}}  {'points':>6}  {'error':>7}  " + "  ".join(f"{name:>10}" for name in names))
+    for family, fitted in found.items():
+        values = "  ".join(f"{fitted.parameters[name]:10.4g}" for name in names)
+        error = abs(fitted.residuals)
+        median = (
+            f"{100 * sorted(error)[len(error) // 2]:.2g}%"
+            if law.objective.residual == "log"
+            else (f"{sorted(error)[len(error) // 2]:.3g}")
+        )
+        typer.echo(f"{family:{width}}  {len(fitted.table):6}  {median:>7}  {values}")
+    for family, fitted in found.items():
+        for warning in fitted.warnings:
+            typer.echo(f"{family}: {warning}")
+    typer.echo(f"fitted laws: {folder}/")
 
 
 def build_law(text: str, objective: str | None = None, fixed: Mapping[str, float] | None = None) -> Law:
@@ -304,7 +404,7 @@ def _say_where(fitted: Fitted, inputs: dict[str, Any], points: int) -> None:
         typer.echo(f"caution: {caution}", err=True)
 
 
-def _pairs(given: list[str] | None, option: str) -> dict[str, Any]:
+def pairs(given: list[str] | None, option: str) -> dict[str, Any]:
     """``name=value`` pairs of a repeated option, as text."""
     pairs: dict[str, Any] = {}
     for text in given or []:
@@ -315,9 +415,10 @@ def _pairs(given: list[str] | None, option: str) -> dict[str, Any]:
     return pairs
 
 
-def _numbers(given: list[str] | None, option: str) -> dict[str, float]:
+def numbers(given: list[str] | None, option: str) -> dict[str, float]:
+    """``name=number`` pairs of a repeated option."""
     numbers = {}
-    for name, value in _pairs(given, option).items():
+    for name, value in pairs(given, option).items():
         try:
             numbers[name] = float(value)
         except ValueError:

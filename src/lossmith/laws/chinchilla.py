@@ -6,11 +6,13 @@ Hoffmann et al., "Training Compute-Optimal Large Language Models", 2022, arXiv 2
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
 from lossmith.errors import InputError
+from lossmith.laws.alternatives import Alternatives, rank_trainings
 from lossmith.laws.fitted import Fitted
 from lossmith.laws.law import Law
 from lossmith.laws.tables import LOSS, PARAMS, TOKENS, Column
@@ -114,7 +116,8 @@ class Chinchilla(Law):
         params: float | None = None,
         tokens: float | None = None,
         level: float = 0.9,
-    ) -> Plan:
+        what_if: Sequence[str | Mapping[str, Any]] = (),
+    ) -> Plan | Alternatives:
         r"""The best training for a budget of ``flops``, or the cheapest that reaches a ``loss``.
 
         With ``C = 6 N D`` the optimum is, by Hoffmann et al.'s equation 4,
@@ -128,10 +131,24 @@ class Chinchilla(Law):
             params: a size that is given (then only tokens are planned).
             tokens: tokens that are given (then only the size is planned).
             level: of the limits.
+            what_if: trainings to rank beside the best one for ``flops``; see
+                :func:`lossmith.laws.alternatives.rank_trainings`.
+
+        Returns:
+            A :class:`Plan`; :class:`~lossmith.laws.Alternatives` where ``what_if`` asks for some.
 
         Raises:
             InputError: not exactly one of ``flops`` and ``loss``; a loss that the law never reaches.
         """
+        if what_if:
+            if loss is not None:
+                raise InputError("what_if goes with flops (a budget) or alone, not with loss (a goal)")
+            best = None
+            if flops is not None:
+                own = self.plan(fitted, flops=flops, params=params, tokens=tokens, level=level)
+                assert isinstance(own, Plan)
+                best = (own.params, own.tokens)
+            return rank_trainings(fitted, what_if, flops=flops, level=level, optimum=best)
         if (flops is None) == (loss is None):
             raise InputError("plan needs flops (a budget) or loss (a goal), one of them")
         if params is not None and tokens is not None:
@@ -139,6 +156,8 @@ class Chinchilla(Law):
         for name, value in (("flops", flops), ("loss", loss), ("params", params), ("tokens", tokens)):
             if value is not None and not (np.isfinite(value) and value > 0):
                 raise InputError(f"{name} must be positive and finite, got {value:g}")
+        if not 0 < level < 1:
+            raise InputError(f"level must lie between 0 and 1, got {level:g}")
         every = np.concatenate([fitted.best[None], fitted.samples])
         size, data = _optimum(every, flops, loss, params, tokens)
         if not np.isfinite(size[0]) or not np.isfinite(data[0]) or size[0] <= 0 or data[0] <= 0:

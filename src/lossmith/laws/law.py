@@ -17,6 +17,8 @@ from lossmith.laws.tables import Column, Reading, Table, read_table
 from lossmith.laws.terms import Array, Terms
 
 _CALIBRATION_REFITS = 60
+# In units of the median error; a normal error is never, one of Student's t with 3 degrees of freedom once in 700.
+_FAR_OFF = 15
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -229,6 +231,7 @@ class Law(ABC):
                 found.append(f"{name} is not identified: the best fit has {name} = 0")
             elif term is None and (best[i] <= lower[i] or best[i] >= upper[i]):
                 found.append(f"{name} lies at the border of its range ({best[i]:g})")
+        found += self._far_off(fit, best)
         near = distinct(solution.minima[0], solution.values[0])
         others = [
             p for p, v in zip(solution.minima[0], solution.values[0], strict=True) if v <= 1.01 * solution.values[0, 0]
@@ -254,6 +257,22 @@ class Law(ABC):
         if len(samples) and not calibration.points:
             found.append("too few runs to calibrate the intervals: expect them to be too narrow far from the data")
         return tuple(found)
+
+    def _far_off(self, fit: Fit, best: Array) -> list[str]:
+        """Points that a robust fit has set aside; they still pull where the law has nothing else to hold on to."""
+        residuals = np.abs(fit.residuals(best))
+        far = np.flatnonzero(residuals > _FAR_OFF * np.median(residuals))
+        if not 0 < len(far) <= max(1, len(residuals) // 20):
+            return []
+        worst = far[np.argsort(-residuals[far], kind="stable")][:3]
+        told = "; ".join(
+            ", ".join(f"{name}={fit.columns[name][row]:.3g}" for name in fit.terms.columns)
+            + f", {self.target}={fit.target[row]:.3g}"
+            for row in worst
+        )
+        count = f"{len(far)} points lie" if len(far) > 1 else "1 point lies"
+        rest = "; ..." if len(far) > len(worst) else ""
+        return [f"{count} more than {_FAR_OFF} typical errors off ({told}{rest}): check, or leave out"]
 
     def plan(self, fitted: Fitted, **wishes: Any) -> Any:
         """What to train, where the law can say."""

@@ -14,6 +14,7 @@ from lossmith.files import write_bytes
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from lossmith.laws.chinchilla import Plan
     from lossmith.laws.fitted import Fitted
 
 _INK, _POINTS, _LINE = "#222222", "#0072B2", "#D55E00"
@@ -51,6 +52,43 @@ def fit_figure(fitted: Fitted) -> Figure:
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25, linewidth=0.6)
+    return figure
+
+
+def plan_figure(fitted: Fitted, plan: Plan) -> Figure:
+    """Predicted loss by size at the plan's budget, with limits of the expected loss, the best size and the data's."""
+    from matplotlib.figure import Figure
+
+    sizes = plan.params * np.geomspace(1 / 30, 30, 121)
+    tokens = plan.flops / (6 * sizes)
+    figure = Figure(figsize=(6.4, 4.2), dpi=150, facecolor="white", layout="constrained")
+    axes = figure.subplots()
+    if len(fitted.samples):
+        band = fitted.interval(plan.level, kind="law", params=sizes, tokens=tokens)
+        label = f"{100 * plan.level:g}% limits"
+        axes.fill_between(sizes, band.low, band.high, color=_LINE, alpha=0.18, linewidth=0, label=label)
+        axes.axvspan(*plan.params_limits, color=_POINTS, alpha=0.08, linewidth=0, label="limits of the best size")
+    axes.plot(sizes, fitted.predict(params=sizes, tokens=tokens), color=_LINE, linewidth=1.8, label="predicted loss")
+    axes.plot([plan.params], [plan.loss], "o", color=_INK, markersize=6)
+    axes.annotate(
+        f"{plan.params:.3g} parameters\n{plan.tokens:.3g} tokens",
+        (plan.params, plan.loss),
+        textcoords="offset points",
+        xytext=(0, 14),
+        ha="center",
+        fontsize=9,
+        color=_INK,
+    )
+    largest = fitted.table.columns["params"].max()
+    if sizes[0] < largest < sizes[-1]:
+        axes.axvline(largest, color=_INK, linewidth=0.8, linestyle=":", label="largest fitted model")
+    axes.set_xscale("log")
+    axes.set_xlabel("parameters")
+    axes.set_ylabel("loss")
+    axes.set_title(f"{plan.flops:.3g} training FLOPs", fontsize=10, color=_INK, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.legend(frameon=False, fontsize=8)
     return figure
 
 

@@ -114,6 +114,7 @@ class Reading:
         unit: of the loss: ``nats``, ``bits`` or ``perplexity``; default: by the header.
         log10: names whose values are decimal logarithms.
         scale: name -> factor (``tokens=1e9`` for billions); a factor of 1 says that small values are meant.
+        above: name -> limit: only rows whose quantity is larger are read (``tokens=1e10`` leaves early training out).
         where: conditions on other columns, ``header -> value``: only such rows are read.
     """
 
@@ -122,6 +123,7 @@ class Reading:
     unit: str | None = None
     log10: tuple[str, ...] = ()
     scale: Mapping[str, float] = field(default_factory=dict)
+    above: Mapping[str, float] = field(default_factory=dict)
     where: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -151,7 +153,12 @@ def read_table(source: Any, needed: Sequence[Column], target: str = "loss", read
     if len(frame) == 0:
         raise InputError(f"{name} has no rows")
     known = {column.name for column in needed} | {"flops"}
-    for option, names in (("log10", reading.log10), ("scale", reading.scale), ("columns", reading.columns)):
+    for option, names in (
+        ("log10", reading.log10),
+        ("scale", reading.scale),
+        ("columns", reading.columns),
+        ("above", reading.above),
+    ):
         for wrong in set(names) - known:
             raise InputError(f"{option} names '{wrong}', which the law does not use: {did_you_mean(wrong, known)}")
     if reading.unit is not None and reading.unit not in UNITS:
@@ -173,8 +180,9 @@ def read_table(source: Any, needed: Sequence[Column], target: str = "loss", read
         if column.name not in values and not column.optional:
             raise InputError(_missing(column, frame, name))
     _check_ratio(values, reading, name)
-    runs = _runs(frame, values, reading, name)
-    return _without_repeats(Table(values, target, runs, tuple(notes), name))
+    runs = _runs(frame, values, reading, name, notes)
+    table = _above(Table(values, target, runs, tuple(notes), name), reading.above)
+    return _without_repeats(table)
 
 
 def _filtered(frame: pd.DataFrame, where: Mapping[str, Any], name: str) -> pd.DataFrame:
@@ -340,7 +348,9 @@ def _derived_tokens(
     return flops / (6 * values["params"])
 
 
-def _runs(frame: pd.DataFrame, values: Mapping[str, Array], reading: Reading, name: str) -> np.ndarray:
+def _runs(
+    frame: pd.DataFrame, values: Mapping[str, Array], reading: Reading, name: str, notes: list[str]
+) -> np.ndarray:
     if reading.run is not None:
         parts = [part.strip() for part in reading.run.split("+")]
         for part in parts:
@@ -360,8 +370,23 @@ def _runs(frame: pd.DataFrame, values: Mapping[str, Array], reading: Reading, na
             return labels
     if sizes is not None and "tokens" in values and len(np.unique(sizes)) < len(sizes) / 4:
         # Many rows per size: checkpoints of one run.
+        notes.append("rows of one size are taken for checkpoints of one run; if they are not, say run")
         return np.array([f"{size:.4g}" for size in sizes], dtype=str)
     return np.array([f"row {i + 1}" for i in range(len(frame))], dtype=str)
+
+
+def _above(table: Table, limits: Mapping[str, float]) -> Table:
+    for name, limit in limits.items():
+        kept = table.columns[name] > limit
+        if not kept.any():
+            raise InputError(
+                f"above {name}={limit:g} removes all {len(table)} rows of {table.source}; the largest is "
+                f"{table.columns[name].max():.3g}"
+            )
+        note = f"{int((~kept).sum())} of {len(table)} rows left out: {name} not above {limit:g}"
+        chosen = table.select(kept)
+        table = Table(chosen.columns, chosen.target, chosen.runs, (*table.notes, note), table.source)
+    return table
 
 
 def _without_repeats(table: Table) -> Table:
