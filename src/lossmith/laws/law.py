@@ -278,6 +278,36 @@ class Law(ABC):
         """What to train, where the law can say."""
         raise InputError(f"law {self.name} makes no plans")
 
+    def example(self, *, rows: int = 60, noise: float = 0.002, seed: int = 0) -> dict[str, Array]:
+        """Measurements that obey the law, in the columns that it needs: to try it out, and for the conformance suite.
+
+        Counts are spread over two decades, other inputs over one, and every term adds about 1 to the target.
+
+        Raises:
+            NotImplementedError: a law that does not read plain tables, and has no example of its own.
+        """
+        if type(self).prepared is not Law.prepared or type(self).evaluate is not Law.evaluate:
+            raise NotImplementedError(f"law {self.name} gives no example")
+        rng = np.random.default_rng(seed)
+        columns: dict[str, Array] = {}
+        for column in self.needed:
+            if column.name != self.target:
+                decades = (7.0, 9.0) if column.kind == "count" else (-1.0, 0.0)
+                columns[column.name] = 10 ** rng.uniform(*decades, rows)
+        own = self.transform(columns)
+        terms = self.terms
+        parameters = np.array([1.0] * len(terms.terms) + [0.5 * (e.lower + min(e.upper, 0.8)) for e in terms.exponents])
+        for i, name in enumerate(terms.names):
+            parameters[i] = self.fixed.get(name, parameters[i])
+        for k, term in enumerate(terms.terms):
+            alone = np.where(np.arange(len(parameters)) < len(terms.terms), 0.0, parameters)
+            alone[k] = 1.0
+            if term.coefficient not in self.fixed:
+                share = 1.0 if term.sign > 0 else 0.2
+                parameters[k] = share / np.abs(self.evaluate(alone, own)).mean()
+        columns[self.target] = self.evaluate(parameters, own) * np.exp(noise * rng.standard_normal(rows))
+        return columns
+
     def options(self) -> dict[str, Any]:
         """The law's options as JSON has them."""
         return dataclasses.asdict(self)
