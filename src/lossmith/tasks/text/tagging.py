@@ -88,6 +88,7 @@ class TokenTagger:
         import transformers
 
         from lossmith.training import Trainer
+        from lossmith.training.set_classification import classification_objective
 
         if not sentences:
             raise InputError("no sentences to train on")
@@ -119,7 +120,7 @@ class TokenTagger:
             trainer = Trainer(
                 self.model_,
                 arguments,
-                objective=self._objective(counts),
+                objective=classification_objective(self.loss, [counts[tag] for tag in self.tags_]),
                 train_dataset=rows,
                 data_collator=self._collate,
             )
@@ -197,24 +198,6 @@ class TokenTagger:
             **labels,
         )
         self.model_ = BertForTokenClassification(config)
-
-    def _objective(self, counts: Counter[str]) -> Any:
-        from lossmith.losses import class_weights, cross_entropy, set_dice_loss, set_tversky_loss
-        from lossmith.registry import parse_spec
-        from lossmith.training import Classification, SetClassification
-
-        spec = parse_spec(self.loss)
-        whole: dict[str, Any] = {"set_dice_loss": set_dice_loss, "set_tversky_loss": set_tversky_loss}
-        if spec.name in whole:
-            return SetClassification(whole[spec.name], **spec.options)
-        if spec.name == "weighted_cross_entropy":
-            weights = class_weights([counts[tag] for tag in self.tags_], **spec.options)
-
-            def weighted(logits: Tensor, targets: Tensor) -> Tensor:
-                return cross_entropy(logits, targets) * weights.to(logits)[targets.clamp_min(0)]
-
-            return Classification(weighted)
-        return Classification(self.loss)
 
     def _windows(self, words: Sequence[str], tags: Sequence[str]) -> list[dict[str, list[int]]]:
         """Windows of tokens; each word's first token is labelled in exactly one of them."""
