@@ -41,8 +41,9 @@ class RationaleSchedule:
         decays: what ``α₃`` multiplies after the first iteration: the judge's ``"learning_rate"``, or its ``"loss"``, as
             printed, which under Adam changes nothing (a constant factor cancels) and under SGD is the same.
         judge_learning_rate: of its own AdamW; ``None``: the student's.
-        pretraining_steps: at most so many steps of the judge before the student's first; with spoilt copies of good
-            rationales where bad ones are missing. As many examples per step as the student's.
+        pretraining_steps: at most so many steps of the judge before the student's first, but no more than ten passes
+            over the examples; with spoilt copies of good rationales where bad ones are missing. As many examples per
+            step as the student's.
         corruption: share of words that are spoilt.
     """
 
@@ -218,6 +219,7 @@ class RationaleTrainer(Trainer):
             temperature=self.schedule.negative_temperature,
             max_new_tokens=table.max_target_length,
             max_length=table.max_input_length,
+            batch_size=256 if self.args.device.type == "cpu" else 64,
             seed=1_000_003 * self.args.seed + iteration,
             count=self._count_generated,
         )
@@ -242,7 +244,8 @@ class RationaleTrainer(Trainer):
 
     def _pretrain_judge(self) -> None:
         """On the teacher's rationales, and spoilt ones where bad ones are missing."""
-        objective, steps = self.objective, self.schedule.pretraining_steps
+        objective = self.objective
+        steps = min(self.schedule.pretraining_steps, math.ceil(10 * len(objective.table) / self._examples_per_step))
         if self.judge_optimizer is None or objective.judge is None or steps == 0 or objective.rationale_weight == 0:
             return
         seed, size = self.args.seed, self._examples_per_step

@@ -130,9 +130,16 @@ class SequenceToSequence:
                 return seen[-1]
 
             devices = [head.weight.device] if head.weight.device.type == "cuda" else []
-            with torch.no_grad(), torch.random.fork_rng(devices), forward_replaced(head, forward):
-                logits = self._logits(model, states[:1], mask[:1], labels[:1, :4])
-            self._plain[inner] = len(seen) == 1 and torch.equal(logits.float(), seen[0].float())
+            few = (states[:1], mask[:1], labels[:1, :4])
+            with torch.no_grad(), torch.random.fork_rng(devices):
+                with forward_replaced(head, forward):
+                    logits = self._logits(model, *few)
+                # A bias that is still zero (BART) changes no number, but would widen a single column.
+                column = torch.randn(*logits.shape[:-1], 1, device=logits.device, dtype=logits.dtype)
+                with forward_replaced(head, lambda hidden: column):
+                    kept = self._logits(model, *few)
+            same = len(seen) == 1 and torch.equal(logits.float(), seen[0].float())
+            self._plain[inner] = same and kept.shape == column.shape and torch.equal(kept, column)
         return self._plain[inner]
 
 

@@ -64,7 +64,7 @@ class RationaleStudent:
     >>> from lossmith.data import sample_rationales
     >>> problems = arithmetic_problems(20)
     >>> rows = sample_rationales(ArithmeticTeacher(problems), problems, samples=3)
-    >>> student = RationaleStudent(epochs=1, width=16).fit(rows)
+    >>> student = RationaleStudent(epochs=1, width=16, schedule={"pretraining_steps": 5}).fit(rows)
     >>> len(student.predict([problems[0].question]))
     1
     """
