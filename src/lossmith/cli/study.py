@@ -83,7 +83,7 @@ def study(
     chosen = get_study(slug)
     if card is not None:
         # Before hours of work, not after.
-        check_card(card)
+        check_card(card, data)
     out = out if out is not None else default_folder(chosen, scale, data)
     execution = Execution(out=out, jobs=jobs, threads=threads, backend=backend, cache=cache)  # type: ignore[arg-type]
     watcher = ProgressDisplay(Console(stderr=True)).watcher()
@@ -93,7 +93,7 @@ def study(
     if card is not None:
         words = " ".join(["lossmith study", chosen.slug, f"--scale {scale}", *(["--data", data] if data else [])])
         heading = f"Written by `{words} --card {card}`; {environment_line(comparison.environment)}."
-        write_measured(card, f"{heading}\n\n{summarise(comparison).to_markdown()}")
+        write_measured(card, f"{heading}\n\n{summarise(comparison).to_markdown()}", data)
     finish_report(comparison, out, Console())
 
 
