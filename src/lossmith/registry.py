@@ -202,7 +202,9 @@ def _is_law(name: str, thing: Any) -> bool:
 
 LAWS = Registry("law", "lossmith.laws", "lossmith.laws", _is_law, lambda name, law: law.name)
 WEIGHTINGS = Registry("weighting", "lossmith.data.weighting", "lossmith.weightings", _is_weighting_factory)
-PROBES = Registry("probe", "lossmith.probes", "lossmith.probes", _begins_with("model"))
+PROBES = Registry(
+    "probe", "lossmith.probes", "lossmith.probes", lambda name, thing: name in {"flatness", "geometry", "superposition"}
+)
 # What `weights=` names: factories of objects with attach(model, steps).
 SPARSITIES = Registry(
     "sparsity", "lossmith.sparsity", "lossmith.sparsities", lambda name, thing: name in {"dense", "sparse_pretraining"}

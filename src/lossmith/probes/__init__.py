@@ -1,11 +1,40 @@
 """What the number hides: measurements of a trained model.
 
 A probe is a function of a model (and of data, where it needs some) that returns a small dataclass with ``.summary()``,
-``.plot()`` and ``.to_json()``. ``lossmith probe MODEL --what NAME`` runs the functions in ``__all__`` whose
-first parameter is called ``model``, and those of installed packages (entry points in the group ``lossmith.probes``).
+``.plot()`` and ``.to_json()``. ``lossmith probe MODEL --what NAME`` runs those that the
+registry names, and those of installed packages (entry points in the group ``lossmith.probes``).
 """
 
+from lossmith.probes.ablation import ablate_directions, leading_directions
+from lossmith.probes.geometry import Checkpoint, GeometryReport, compare_geometry, geometry
+from lossmith.probes.hidden_states import extract_last_token_features, hidden_states
+from lossmith.probes.memorization import InfinityGram, distributional_memorization, pass_at_k
+from lossmith.probes.phases import Phase, label_phases
+from lossmith.probes.spectrum import PowerLaw, SpectralMetrics, StreamingCovariance, alpha_req, rankme
 from lossmith.probes.superposition_report import SuperpositionReport, superposition
 from lossmith.probes.unembedding import Unembedding, find_unembedding
 
-__all__ = ["SuperpositionReport", "Unembedding", "find_unembedding", "superposition"]
+__all__ = [
+    "Checkpoint",
+    "GeometryReport",
+    "InfinityGram",
+    "Phase",
+    "PowerLaw",
+    "SpectralMetrics",
+    "StreamingCovariance",
+    "SuperpositionReport",
+    "Unembedding",
+    "ablate_directions",
+    "alpha_req",
+    "compare_geometry",
+    "distributional_memorization",
+    "extract_last_token_features",
+    "find_unembedding",
+    "geometry",
+    "hidden_states",
+    "label_phases",
+    "leading_directions",
+    "pass_at_k",
+    "rankme",
+    "superposition",
+]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .features import feature_frequencies, sample_features, with_density
     from .overlaps import mean_absolute_overlap, mean_square_overlap, represented, welch_bound
+    from .representation_learning import FreeFeatures, balanced_start, descend, rank_trajectory, singular_speeds
     from .signed_decay import SignedDecayAdamW, signed_decay_
     from .superposition import expected_exponent, loglog_slope, toy_loss, toy_outputs, truncation_loss
     from .toys import Toys, ToyTraining, train_toys
@@ -18,23 +19,35 @@ if TYPE_CHECKING:
 _HOMES = {
     "features": ("feature_frequencies", "sample_features", "with_density"),
     "overlaps": ("mean_absolute_overlap", "mean_square_overlap", "represented", "welch_bound"),
+    "representation_learning": (
+        "FreeFeatures",
+        "balanced_start",
+        "descend",
+        "rank_trajectory",
+        "singular_speeds",
+    ),
     "signed_decay": ("SignedDecayAdamW", "signed_decay_"),
     "superposition": ("expected_exponent", "loglog_slope", "toy_loss", "toy_outputs", "truncation_loss"),
     "toys": ("ToyTraining", "Toys", "train_toys"),
 }
 
 __all__ = [
+    "FreeFeatures",
     "SignedDecayAdamW",
     "ToyTraining",
     "Toys",
+    "balanced_start",
+    "descend",
     "expected_exponent",
     "feature_frequencies",
     "loglog_slope",
     "mean_absolute_overlap",
     "mean_square_overlap",
+    "rank_trajectory",
     "represented",
     "sample_features",
     "signed_decay_",
+    "singular_speeds",
     "toy_loss",
     "toy_outputs",
     "train_toys",
