@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .completions import Completion, CompletionCollator, encode_completions, read_completions
     from .corpus import read_corpus
     from .formats import Document
+    from .mixture import MixtureSampler
     from .packing import pack
     from .phrases import PhraseFinder, phrase_tokens
     from .prepared import PreparedCorpus, load_prepared, prepare
@@ -39,6 +40,7 @@ __all__ = [
     "CompletionCollator",
     "ContrastiveRationales",
     "Document",
+    "MixtureSampler",
     "PackedCollator",
     "PaddedCollator",
     "PhraseFinder",
@@ -70,6 +72,7 @@ _HOMES = {
     "completions": ("Completion", "CompletionCollator", "encode_completions", "read_completions"),
     "corpus": ("read_corpus",),
     "formats": ("Document",),
+    "mixture": ("MixtureSampler",),
     "packing": ("pack",),
     "phrases": ("PhraseFinder", "phrase_tokens"),
     "prepared": ("PreparedCorpus", "load_prepared", "prepare"),

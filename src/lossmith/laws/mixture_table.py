@@ -124,12 +124,13 @@ def sizes_of(table: Table) -> tuple[Size, ...]:
                     f"loss needs at least {FEWEST_POINTS}"
                 )
         tokens = columns["tokens"][rows]
+        reached = min(tokens[columns["ratio"][rows] == ratio].max() for ratio in ratios)
         general, domain = (columns["base"][rows & (columns["domain"] == part)].mean() for part in (0, 1))
         found.append(
             Size(
                 float(params),
                 tuple(ratios.tolist()),
-                float(tokens.max()),
+                float(reached),
                 float(tokens.min()),
                 float(general),
                 float(domain),
@@ -234,7 +235,8 @@ def _within_budget(columns: dict[str, Array], name: str, notes: list[str]) -> np
             for ratio in columns[RATIO.name][rows]
         }
         budget = min(ends.values())
-        beyond = rows & (columns[CPT_TOKENS.name] > budget * (1 + 1e-9))
+        # Rows of a corpus differ in length: a percent is no further training.
+        beyond = rows & (columns[CPT_TOKENS.name] > 1.01 * budget)
         if beyond.any():
             shortest = min(ends, key=lambda ratio: ends[ratio])
             notes.append(

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lossmith.training.continual import MixtureLog, MixtureRows, MixtureTrainer, continual_pretraining
     from lossmith.training.distillation import Distillation
     from lossmith.training.dual_head import DualHeadDistillation, GradientAlignedTrainer, gradient_cosines
     from lossmith.training.multi_granularity import MultiGranularityCallback, MultiGranularityDistillation
@@ -34,6 +35,9 @@ _HOMES = {
     "Evaluation": "trainer",
     "ExampleEvaluation": "objectives",
     "GradientAlignedTrainer": "dual_head",
+    "MixtureLog": "continual",
+    "MixtureRows": "continual",
+    "MixtureTrainer": "continual",
     "ModelTeacher": "text_sampling",
     "MultiGranularityCallback": "multi_granularity",
     "MultiGranularityDistillation": "multi_granularity",
@@ -55,6 +59,7 @@ _HOMES = {
     "SphericalHeadCallback": "spherical",
     "SphericalObjective": "spherical",
     "Trainer": "trainer",
+    "continual_pretraining": "continual",
     "correct_and_regenerate": "sequence_revision",
     "find_error_positions": "sequence_revision",
     "generate_texts": "text_sampling",
@@ -69,6 +74,9 @@ __all__ = [
     "Evaluation",
     "ExampleEvaluation",
     "GradientAlignedTrainer",
+    "MixtureLog",
+    "MixtureRows",
+    "MixtureTrainer",
     "ModelTeacher",
     "MultiGranularityCallback",
     "MultiGranularityDistillation",
@@ -90,6 +98,7 @@ __all__ = [
     "SphericalHeadCallback",
     "SphericalObjective",
     "Trainer",
+    "continual_pretraining",
     "correct_and_regenerate",
     "find_error_positions",
     "generate_texts",
