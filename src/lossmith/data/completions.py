@@ -69,7 +69,7 @@ def encode_completions(
     >>> from lossmith.data import train_tokenizer
     >>> tokenizer = train_tokenizer(["ab"], vocab_size=257)
     >>> encode_completions(tokenizer, [Completion("a", "b")])[0]
-    {'input_ids': [0, 66, 67, 0], 'labels': [-100, -100, 67, 0], 'index': 0}
+    {'input_ids': [0, 65, 66, 0], 'labels': [-100, -100, 66, 0], 'index': 0}
     """
     if max_prompt < 1 or max_completion < 1:
         raise InputError(f"max_prompt and max_completion must be at least 1, got {max_prompt} and {max_completion}")

@@ -137,13 +137,22 @@ def _sentences(text: str) -> list[list[Span]]:
     return [words for words in found if words]
 
 
+def is_common_word(word: str) -> bool:
+    """Whether it is one of the English words that phrases are held together by.
+
+    >>> is_common_word("The"), is_common_word("loss")
+    (True, False)
+    """
+    return word.lower() in _STOP_WORDS
+
+
 def _runs_of_words(text: str) -> list[Span]:
     found: list[Span] = []
     for words in _sentences(text):
         run: list[Span] = []
         for start, end in [*words, (len(text), len(text))]:
             word = text[start:end]
-            if word and (word[0].isalnum() or word[0] == "_") and word.lower() not in _STOP_WORDS:
+            if word and (word[0].isalnum() or word[0] == "_") and not is_common_word(word):
                 run.append((start, end))
             elif run:
                 found.append((run[0][0], run[-1][1]))

@@ -82,3 +82,79 @@ def table_teacher(
     order = torch.randperm(classes, generator=generator) + 1
     left, right = (torch.randn(*shape, generator=generator) for shape in ((contexts, rank), (rank, classes)))
     return 0.55 * left @ right - torch.tensor([math.log(int(n)) for n in order])
+
+
+def planted(seed: int, position: Any, *, sequences: int) -> dict[str, float]:
+    """Whether the places that are mended are those where the student is wrong, and what mending gains.
+
+    Args:
+        seed: of the models and samples.
+        position: see :func:`lossmith.training.correct_and_regenerate`; ``None``: nothing is mended, and nothing gained.
+        sequences: of 30 tokens.
+    """
+    from lossmith.training import correct_and_regenerate
+
+    if position is None:
+        return {"planted/gain": 0.0}
+    teacher, student, bad = planted_errors(seed)
+    generator = torch.Generator().manual_seed(seed)
+    prompts = torch.randint(20, (sequences, 1), generator=generator).tolist()
+    out = correct_and_regenerate(
+        student, teacher, prompts, max_new_tokens=29, position=position, eos_token_id=[], generator=generator
+    )
+    before, after = (
+        torch.tensor([[*p, *r] for p, r in zip(prompts, answers, strict=True)])
+        for answers in (out.drafts, out.responses)
+    )
+    # The token before the place, which is what a wrong row belongs to.
+    context = before.gather(1, out.error_positions.clamp_min(0)).squeeze(-1)
+    mended = out.error_positions.squeeze(-1) >= 0
+    with torch.no_grad():
+        gain = float(likelihood(teacher, after).mean() - likelihood(teacher, before).mean())
+    found = torch.isin(context, torch.tensor(bad))[mended].double().mean()
+    return {"planted/found": float(found), "planted/gain": gain}
+
+
+def table(seed: int, loss: str | None, band: Any, *, steps: int) -> dict[str, float]:
+    """A student of rank 6 learns 300 distributions of rank 24 over 200 tokens, from labels and a token loss.
+
+    Args:
+        seed: of teacher, student and samples.
+        loss: a distillation loss's name, or
+        band: the variant of a clipped KL with a learned band; with neither, labels alone.
+        steps: of 64 contexts, with Adam at 0.01.
+    """
+    from lossmith.heads import AdaptiveClippedKL
+    from lossmith.losses import cross_entropy, distillation_kl
+    from lossmith.training.distillation import bind_distillation_loss
+
+    teacher = table_teacher(seed)
+    contexts, classes = teacher.shape
+    torch.manual_seed(seed)
+    student = TableStudent(contexts, classes, rank=6)
+    learned = AdaptiveClippedKL(classes, variant=band) if band is not None else None
+    against: Any = learned or (bind_distillation_loss(loss) if loss is not None else None)
+    weights = [*student.parameters(), *(learned.parameters() if learned is not None else ())]
+    optimiser = torch.optim.Adam(weights, lr=1e-2)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        context = torch.randint(contexts, (64,), generator=generator)
+        target = torch.multinomial(teacher[context].softmax(-1), 1, generator=generator).squeeze(-1)
+        logits = student(context)
+        values = cross_entropy(logits, target)
+        if against is not None:
+            values = values + against(logits, teacher[context])
+        optimiser.zero_grad()
+        values.mean().backward()
+        optimiser.step()
+    with torch.no_grad():
+        logits = student(torch.arange(contexts))
+        best = logits.argmax(-1, keepdim=True)
+        found = {
+            "table/top1_agreement": float((best == teacher.argmax(-1, keepdim=True)).double().mean()),
+            "table/kl": float(distillation_kl(logits, teacher).mean()),
+        }
+        if learned is not None:
+            upper, lower = learned.bounds(logits, teacher)
+            found["table/band"] = float((upper - lower).mean())
+    return found
