@@ -258,7 +258,8 @@ class RationaleTrainer(Trainer):
             candidates = objective.table.candidates(indices, self.args.device, corruptions=True)
             loss = objective.judge_loss(candidates, objective.judge_scores(candidates), size).mean()
             self.judge_optimizer.zero_grad()
-            loss.backward()
+            # At the weight of the steps that follow: Adam's memory is of the size of its gradients.
+            (self.schedule.judge_weight * loss).backward()
             self.judge_optimizer.step()
         self.current_flos += 6 * matmul_parameters(objective.judge) * objective.tokens["judge"][0]
         self._scored_tokens += objective.tokens["judge"][0]
