@@ -212,7 +212,7 @@ STUDY = Study(
     ),
     better={"domain/loss": "lower", "held_out/error": "lower"},
     claims=CLAIMS,
-    seeds={"smoke": 2, "quick": 4, "full": 3},
+    seeds={"smoke": 2, "quick": 5, "full": 3},
     options={
         "smoke": {
             **EMBEDDED,
