@@ -140,7 +140,8 @@ def test_phases() -> None:
     names = [phase.name for phase in label_phases([0, 1, 10, 100, 1000], [9, 5, 2, 10, 20])]
     assert names == ["warmup", "entropy-seeking"]
     flat = label_phases([1, 10, 100, 1000], [5, 5.1, 5, 5.05])
-    assert [p.name for p in flat if p.name != "warmup"] == []
+    assert flat == ()
+    assert label_phases([1, 10, 100, 1000], [9, 5, 4, 4]) == (("warmup", 1, 100),)
     ranks = [9, 3, 3, 20, 20, 20, 10, 10, 10, 14, 14]
     again = label_phases([10**i for i in range(11)], ranks)
     assert [p.name for p in again][-2:] == ["compression-seeking", "entropy-seeking (again)"]
@@ -220,3 +221,20 @@ def test_pass_at_k() -> None:
         pass_at_k([10], [3], 11)
     with pytest.raises(ValueError, match="correct"):
         pass_at_k([10], [11], 1)
+
+
+def test_a_run_of_compare_that_keeps_its_checkpoints(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("\n\n".join(TEXTS * 20))
+    words = [
+        "compare", "--data", tmp_path / "text.txt", "--out", tmp_path / "out", "--model", "nano", "--vocab-size", 300,
+        "--sequence-length", 32, "--batch-size", 4, "--tokens", 768, "--seeds", 1, "--arm", "a", "--jobs", 1,
+        "--set", "checkpoints=3", "--set", "keep_checkpoints=true",
+    ]  # fmt: skip
+    result = CliRunner().invoke(app, list(map(str, words)))
+    assert result.exit_code == 0, result.output
+    run = tmp_path / "out" / "runs" / "a" / "seed-0"
+    kept = sorted(path.name for path in run.glob("checkpoint-*"))
+    assert kept == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+    assert not any(path.name.startswith("optimizer") for path in run.rglob("*"))
+    report = geometry(str(run), TEXTS, min_length=5)
+    assert [point.step for point in report.checkpoints] == [2, 4, 6]

@@ -185,7 +185,8 @@ def _checkpoints(model: Any, trajectory: bool | None) -> list[tuple[str, int | N
             if child.is_dir() and matched and (child / "config.json").is_file():
                 steps.append((int(matched[1]), child))
     if trajectory is None:
-        trajectory = bool(steps) and not (folder / "config.json").is_file()
+        # A run has a config.json of its own beside its checkpoints.
+        trajectory = bool(steps) and not any(folder.glob("model*.safetensors"))
     if not trajectory:
         return [(str(model), None, str(model))]
     if len(steps) < 2:

@@ -35,10 +35,10 @@ def label_phases(
     """Phases by a stated rule; the paper drew their borders by eye.
 
     Over the logarithm of the step, with the rank smoothed by a median of three: the peak is the largest rank after the
-    first tenth of the range, the trough the least before it. Warm-up ends at the trough; entropy-seeking, from trough
-    to peak, is named only if the rank rises by more than ``rise``; compression-seeking, from the peak on, only if it
-    falls by more than ``drop``; where it rises again by more than 10% above the trough after that, that is named, too.
-    What is not named was not observed.
+    first tenth of the range, the trough the least before it. Entropy-seeking, from trough to peak, is named only if the
+    rank rises by more than ``rise``; warm-up is what comes before it, or all of a fall without a rise after it;
+    compression-seeking, from the peak on, is named only if the rank falls by more than ``drop``; where it rises again by
+    more than 10% above the trough after that, that is named, too. What is not named was not observed.
 
     Args:
         steps: rising; 0 counts as half the first step after it.
@@ -63,15 +63,19 @@ def label_phases(
     late = [i for i, place in enumerate(places) if place >= places[0] + 0.1 * (places[-1] - places[0])]
     peak = max(late, key=lambda i: smooth[i])
     trough = min(range(peak + 1), key=lambda i: smooth[i])
+    if smooth[peak] <= (1 + rise) * smooth[trough]:
+        # Nothing rose: what fell is warm-up that has not ended, or none.
+        lowest = min(range(len(smooth)), key=lambda i: smooth[i])
+        fell = smooth[lowest] < (1 - drop) * smooth[0]
+        return (Phase(WARMUP, steps[0], steps[lowest]),) if fell else ()
     found = []
-    if smooth[trough] < smooth[0] and trough:
+    if trough:
         found.append(Phase(WARMUP, steps[0], steps[trough]))
-    if smooth[peak] > (1 + rise) * smooth[trough]:
-        found.append(Phase(ENTROPY, steps[trough], steps[peak]))
+    found.append(Phase(ENTROPY, steps[trough], steps[peak]))
     after = smooth[peak:]
     if min(after) < (1 - drop) * smooth[peak]:
         low = peak + after.index(min(after))
-        again = [i for i in range(low, len(smooth)) if smooth[i] > 1.1 * smooth[low]]
+        again = any(rank > 1.1 * smooth[low] for rank in smooth[low:])
         found.append(Phase(COMPRESSION, steps[peak], steps[low] if again else steps[-1]))
         if again:
             found.append(Phase(AGAIN, steps[low], steps[-1]))

@@ -176,6 +176,7 @@ def planned_run(settings: CompareSettings, arm: Arm, seed: int, corpus: Any, thr
         eval_rows=eval_rows,
         evaluations=settings.evaluations,
         checkpoints=settings.checkpoints,
+        keep_checkpoints=settings.keep_checkpoints,
         threads=threads,
         training={**settings.training, **arm.training},
     )

@@ -64,6 +64,7 @@ class LanguageModelRun:
     eval_rows: int | None = None
     evaluations: int = 5
     checkpoints: int = 4
+    keep_checkpoints: bool = False
     threads: int = 1
     training: Mapping[str, Any] = field(default_factory=dict)
 
@@ -238,11 +239,21 @@ def _train(run: LanguageModelRun, folder: Path, corpus_folder: Path, record: Run
     if record is not None:
         record.finish(result)
         for old in folder.glob("checkpoint-*"):
-            shutil.rmtree(old, ignore_errors=True)
+            if run.keep_checkpoints:
+                _keep_weights(old)
+            else:
+                shutil.rmtree(old, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.free_memory()
     del torch
     return result
+
+
+def _keep_weights(checkpoint: Path) -> None:
+    """Leave what the model can be loaded from, and remove what only training needs."""
+    for path in checkpoint.iterdir():
+        if path.is_file() and path.suffix != ".json" and not path.name.startswith("model"):
+            path.unlink()
 
 
 def training_arguments(run: LanguageModelRun, folder: Path) -> Any:
@@ -272,7 +283,7 @@ def training_arguments(run: LanguageModelRun, folder: Path) -> Any:
         "per_device_eval_batch_size": max(micro, 8),
         "save_strategy": "steps",
         "save_steps": max(1, -(-run.steps // max(run.checkpoints, 1))),
-        "save_total_limit": 1,
+        "save_total_limit": None if run.keep_checkpoints else 1,
         "report_to": "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": not use_cpu,
