@@ -18,8 +18,9 @@ from lossmith.laws.critical_ratio import CriticalRatio, Wish, critical_ratio
 from lossmith.laws.fitted import Fitted
 from lossmith.laws.fitting import SQUARES, Objective, Solution
 from lossmith.laws.law import Law
-from lossmith.laws.mixture_curves import GENERAL_CURVE, domain_change, general_change, power_law
-from lossmith.laws.mixture_fit import DOMAIN_NAMES, GENERAL_NAMES, Cells, fit_cells, refit_cells
+from lossmith.laws.mixture_curves import GENERAL_CURVE
+from lossmith.laws.mixture_fit import Cells, fit_cells, refit_cells
+from lossmith.laws.mixture_prediction import NAMES, MixtureFit, check_inputs, over_shares
 from lossmith.laws.mixture_table import CPT_TOKENS, RATIO, Size, read_log, sizes_of
 from lossmith.laws.resampling import Fit
 from lossmith.laws.tables import LOSS, Column, Reading, Table
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PARTS = {"general": 0.0, "domain": 1.0}
-_NAMES = (*GENERAL_NAMES, *DOMAIN_NAMES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ class CriticalMixture(Law):
             f"{f'{size.params:.6g}:' if several else ''}{name}@{ratio:.6g}"
             for size in self.sizes
             for ratio in size.ratios
-            for name in _NAMES
+            for name in NAMES
         )
 
     def read(self, source: Any, reading: Reading = Reading()) -> Table:
@@ -158,7 +158,7 @@ class CriticalMixture(Law):
 
     def prepared(self, table: Table) -> Fit:
         """The table with the fitted curves as its prediction."""
-        return _MixtureFit(
+        return MixtureFit(
             self.terms, table.columns, table.columns["loss"], table.runs, self.objective, {}, self.sizes, table
         )
 
@@ -191,7 +191,7 @@ class CriticalMixture(Law):
                 arrays[name] = np.asarray(value, dtype=np.float64)
             except (TypeError, ValueError):
                 raise InputError(f"{name} must be a number, got {value!r}") from None
-        _check_inputs(arrays, self.sizes)
+        check_inputs(arrays, self.sizes)
         try:
             broadcast = np.broadcast_arrays(*arrays.values())
         except ValueError:
@@ -208,7 +208,7 @@ class CriticalMixture(Law):
     def evaluate(self, parameters: Array, columns: Mapping[str, Array]) -> Array:
         """Losses for parameters ``(..., P)`` by equation 5 through the curves of equation 6: ``(..., n)``."""
         parameters = np.asarray(parameters, dtype=np.float64)
-        flat = parameters.reshape(-1, len(self.names) // len(_NAMES), len(_NAMES))
+        flat = parameters.reshape(-1, len(self.names) // len(NAMES), len(NAMES))
         ratio = np.asarray(columns["ratio"])
         out = np.empty((len(flat), len(ratio)))
         start = 0
@@ -218,7 +218,7 @@ class CriticalMixture(Law):
                 rows = np.flatnonzero((columns["params"] == size.params) & (columns["domain"] == part))
                 if len(rows):
                     times, which = np.unique(columns["tokens"][rows] / size.tokens, return_inverse=True)
-                    out[:, rows] = _over_shares(flat[:, start:stop], size, part, times, which, ratio[rows])
+                    out[:, rows] = over_shares(flat[:, start:stop], size, part, times, which, ratio[rows])
                     base = size.base_domain if part else size.base_general
                     out[:, rows] += columns["base"][rows] if "base" in columns else base
             start = stop
@@ -265,7 +265,7 @@ class CriticalMixture(Law):
             raise InputError(f"tokens must be positive and finite, got {budget:g}")
         first = sum(len(s.ratios) for s in self.sizes[:number])
         cells = slice(first, first + len(size.ratios))
-        shape = (-1, len(self.names) // len(_NAMES), len(_NAMES))
+        shape = (-1, len(self.names) // len(NAMES), len(NAMES))
         best, samples = fitted.best.reshape(shape)[0, cells], fitted.samples.reshape(shape)[:, cells]
         return critical_ratio(size, best, samples, dataclasses.replace(wish, tokens=budget), level=level)
 
@@ -342,64 +342,6 @@ class FittedMixture(Fitted):
         if not isinstance(plain.law, CriticalMixture):
             raise InputError(f"{source} holds law {plain.law.name}, not critical-mixture")
         return FittedMixture(**{f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)})
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _MixtureFit(Fit):
-    """The table with curves for every share: what residuals and plots of a :class:`Fitted` use."""
-
-    sizes: tuple[Size, ...]
-    table: Table
-
-    def value(self, parameters: Array) -> Array:
-        parameters = np.asarray(parameters, dtype=np.float64)
-        cells = Cells.of(self.table, self.sizes)
-        flat = parameters.reshape(-1, len(cells.rows) // 2, len(_NAMES))
-        out = np.empty((len(flat), len(self.table)))
-        for row, one in enumerate(flat):
-            out[row, cells.rows[cells.present]] = cells.value(one)[cells.present]
-        return (out + self.columns["base"]).reshape(*parameters.shape[:-1], len(self.table))
-
-    def size(self) -> Array:
-        """The logarithm of the domain tokens."""
-        return np.log(self.columns["tokens"] * np.maximum(self.columns["ratio"], 1e-3))
-
-    def measures(self) -> list[Array]:
-        return [self.size()]
-
-
-def _over_shares(curves: Array, size: Size, part: int, times: Array, which: np.ndarray, ratios: Array) -> Array:
-    """Changes ``(S, n)`` at ``ratios`` and ``times[which]``, for the curves ``(S, K, 8)`` of one size's shares."""
-    change = (domain_change, general_change)[1 - part]
-    parameters = curves[..., 5:] if part else curves[..., :5]
-    at = change(parameters[:, None], times[:, None])
-    shares = np.array(size.ratios)
-    positive = shares > 0
-    laws = power_law(shares[positive], at[..., positive].reshape(-1, int(positive.sum())))
-    laws = laws.reshape(len(curves), len(times), 3)
-    found = domain_change(laws[:, which], np.where(ratios > 0, ratios, 1.0))
-    if (ratios == 0).any():
-        found[:, ratios == 0] = at[..., 0][:, which[ratios == 0]]
-    return found
-
-
-def _check_inputs(arrays: Mapping[str, Array], sizes: tuple[Size, ...]) -> None:
-    ratio = arrays["ratio"]
-    if not ((ratio >= 0) & (ratio <= 1)).all():
-        raise InputError(f"ratio must lie between 0 and 1, got {ratio.flat[np.argmin((ratio >= 0) & (ratio <= 1))]:g}")
-    for name in ("tokens", "base"):
-        if name in arrays and not (np.isfinite(arrays[name]).all() and (arrays[name] > 0).all()):
-            raise InputError(f"{name} must be positive and finite, got {arrays[name].min():g}")
-    if not np.isin(arrays["domain"], (0, 1)).all():
-        raise InputError("domain must be 0 (general loss) or 1 (domain loss)")
-    there = [size.params for size in sizes]
-    if not np.isin(arrays["params"], there).all():
-        raise InputError(
-            f"the log has no such model (sizes are not extrapolated); params may be "
-            f"{', '.join(f'{p:.6g}' for p in there)}"
-        )
-    if (ratio == 0).any() and not all(0.0 in size.ratios for size in sizes):
-        raise InputError("ratio 0 was not trained, and a power law of the share says nothing of it")
 
 
 def _check_wish(tolerance: float, lagrange: float) -> None:
