@@ -304,15 +304,8 @@ def _one_size(table: Table, target_params: float | None) -> Advice:
 
 def _errors(table: Table, ways: Mapping[str, Protocol]) -> dict[str, float]:
     """ARE of each way; NaN where nothing can be fitted so."""
-    possible = {}
-    for name, protocol in ways.items():
-        try:
-            split_family(table, protocol)
-        except InputError:
-            continue
-        possible[name] = protocol
-    found = dict(zip(possible, estimate_all(table, list(possible.values())), strict=True))
-    return {name: found[name].are if name in found else float("nan") for name in ways}
+    found = estimate_all(table, list(ways.values()))
+    return {name: one.are for name, one in zip(ways, found, strict=True)}
 
 
 def _curves(table: Table) -> float:

@@ -190,6 +190,9 @@ def estimate(source: Any, protocol: Protocol = Protocol(), *, reading: Reading =
         protocol: what is fitted.
         reading: units and headers.
 
+    Raises:
+        InputError: one size only, or nothing left to fit. What is left but too little for the law gives NaN, and why.
+
     >>> import numpy as np
     >>> n, d = (a.ravel() for a in np.meshgrid(np.geomspace(1e8, 1e10, 5), np.geomspace(5e8, 3e11, 30)))
     >>> loss = 1.7 + 400 * n**-0.34 + 1500 * d**-0.33
@@ -197,29 +200,37 @@ def estimate(source: Any, protocol: Protocol = Protocol(), *, reading: Reading =
     >>> found.are < 1e-9, len(found.models), round(found.scale_up, 2)
     (True, 4, 3.16)
     """
-    return estimate_all(read_family(source, reading), [protocol])[0]
+    table = read_family(source, reading)
+    split_family(table, protocol)
+    return estimate_all(table, [protocol])[0]
 
 
 def estimate_all(table: Table, protocols: Sequence[Protocol]) -> list[Estimate]:
-    """:func:`estimate` for several protocols on one family; those with one law share a call of the engine."""
-    splits = [split_family(table, protocol) for protocol in protocols]
-    fits: list[Fitted | None] = [None] * len(protocols)
-    reasons = [""] * len(protocols)
+    """:func:`estimate` for several protocols on one family."""
+    return estimate_pairs([(table, protocol) for protocol in protocols])
+
+
+def estimate_pairs(pairs: Sequence[tuple[Table, Protocol]]) -> list[Estimate]:
+    """:func:`estimate` for many families and protocols; those with one law share a call of the engine.
+
+    Nothing is raised: where a law cannot be fitted, ``are`` is NaN and ``reason`` says why.
+    """
+    found: list[Estimate | None] = [None] * len(pairs)
+    splits: dict[int, tuple[Table, Table]] = {}
     groups: dict[str, list[int]] = {}
-    for i, (protocol, (own, _)) in enumerate(zip(protocols, splits, strict=True)):
+    for i, (table, protocol) in enumerate(pairs):
         try:
-            protocol.law.check(own)
-            groups.setdefault(repr(protocol.law), []).append(i)
+            splits[i] = split_family(table, protocol)
+            protocol.law.check(splits[i][0])
         except InputError as error:
-            reasons[i] = str(error)
+            found[i] = _judge(*splits[i], None, str(error), protocol) if i in splits else _nothing(str(error), protocol)
+        else:
+            groups.setdefault(repr(protocol.law), []).append(i)
     for members in groups.values():
-        law = protocols[members[0]].law
+        law = pairs[members[0]][1].law
         for i, fitted in zip(members, fit_many(law, [splits[i][0] for i in members], bootstrap=0), strict=True):
-            fits[i] = fitted
-    return [
-        _judge(own, target, fitted, reason, protocol.first)
-        for protocol, (own, target), fitted, reason in zip(protocols, splits, fits, reasons, strict=True)
-    ]
+            found[i] = _judge(*splits[i], fitted, "", pairs[i][1])
+    return [one for one in found if one is not None]
 
 
 def estimation_grid(
@@ -245,22 +256,11 @@ def estimation_grid(
     table = read_family(source, reading)
     available = len(np.unique(table.columns["params"])) - 1
     numbers = list(models) if models is not None else steps_of_models(available)
-    found = []
     for number in numbers:
         if not 1 <= number <= available:
             raise InputError(f"models must lie between 1 and {available} (all but the target), got {number}")
     wanted = [dataclasses.replace(protocol, models=k, first=p) for k in numbers for p in shares]
-    possible, places = [], []
-    for i, one in enumerate(wanted):
-        try:
-            split_family(table, one)
-        except InputError as error:
-            found.append((i, _nothing(str(error), one.first)))
-        else:
-            possible.append(one)
-            places.append(i)
-    found += list(zip(places, estimate_all(table, possible), strict=True))
-    return [one for _, one in sorted(found, key=lambda pair: pair[0])]
+    return estimate_all(table, wanted)
 
 
 def steps_of_models(available: int) -> list[int]:
@@ -287,7 +287,7 @@ def leave_one_out(source: Any, protocol: Protocol = Protocol(), *, reading: Read
     return found
 
 
-def _judge(own: Table, target: Table, fitted: Fitted | None, reason: str, first: float) -> Estimate:
+def _judge(own: Table, target: Table, fitted: Fitted | None, reason: str, protocol: Protocol) -> Estimate:
     measured = target.columns["loss"]
     size, tokens, loss = own.columns["params"], own.columns["tokens"], own.columns["loss"]
     largest = size == size.max()
@@ -308,13 +308,13 @@ def _judge(own: Table, target: Table, fitted: Fitted | None, reason: str, first:
         scale_up=float(target.columns["params"].max() / size.max()),
         fitted=fitted,
         reason=reason,
-        first=first,
+        first=protocol.first,
     )
 
 
-def _nothing(reason: str, first: float) -> Estimate:
+def _nothing(reason: str, protocol: Protocol) -> Estimate:
     nan = float("nan")
-    return Estimate(nan, nan, nan, nan, (), 0, 0.0, nan, None, reason, first)
+    return Estimate(nan, nan, nan, nan, (), 0, 0.0, nan, None, reason, protocol.first)
 
 
 def _end_of_run(table: Table, rows: np.ndarray | None = None) -> Array:
