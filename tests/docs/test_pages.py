@@ -51,7 +51,7 @@ def test_the_navigation_names_every_page_and_only_pages() -> None:
     assert set(files(navigation)) == there
 
 
-@pytest.mark.parametrize("room", ["losses", "heads", "data", "data.weighting", "training"])
+@pytest.mark.parametrize("room", ["losses", "heads", "data", "data.weighting", "sparsity", "training"])
 def test_every_public_name_is_in_the_documentation(room: str) -> None:
     text = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs").rglob("*.md"))
     missing = [n for n in importlib.import_module(f"lossmith.{room}").__all__ if not re.search(rf"\b{n}\b", text)]

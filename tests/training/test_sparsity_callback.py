@@ -226,6 +226,13 @@ def test_arms_with_mistakes_are_refused_before_anything_runs(text: str, sentence
         parse_arm(f"a: {text}")
 
 
+def test_a_shape_that_cannot_be_is_refused_with_its_reason() -> None:
+    from lossmith.training.models import build_model
+
+    with pytest.raises(InputError, match=r"model_overrides \{'hidden_size': 18\}: .*even rotary dimension"):
+        build_model("nano", vocab_size=300, sequence_length=8, overrides={"hidden_size": 18})
+
+
 def test_the_registry_has_both_kinds_of_weights() -> None:
     assert {"dense", "sparse_pretraining"} <= set(SPARSITIES.names())
     built = SPARSITIES.build("sparse_pretraining(final=0.5, start=0.25, end=0.75)")

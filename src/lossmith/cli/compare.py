@@ -53,8 +53,8 @@ def compare(
         list[str] | None,
         _in(
             _BUDGET,
-            "An arm: 'name' or 'name: option=value, ...' with loss, weighting, model, batch_size, tokens or any "
-            "TrainingArguments name. Repeat for each arm.",
+            "An arm: 'name' or 'name: option=value, ...' with loss, weighting, weights, model, batch_size, tokens or "
+            "any TrainingArguments name. Repeat for each arm.",
         ),
     ] = None,
     baseline: Annotated[str | None, _in(_BUDGET, "Arm to compare with; default 'baseline', else the first.")] = None,

@@ -88,7 +88,12 @@ def build_model(
             **(special_tokens or {}),
             **(overrides or {}),
         }
-        model: Any = LlamaForCausalLM(LlamaConfig(**shape))
+        try:
+            model: Any = LlamaForCausalLM(LlamaConfig(**shape))
+        except Exception as error:
+            # A configuration's own checks have many kinds of errors.
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+            raise InputError(f"model_overrides {dict(overrides or {})}: {reason}") from None
         model = model.to(torch_dtype)
         return with_exact_norms(model) if dtype == "float64" else model
     _check_folder(name, random_weights)
