@@ -285,3 +285,31 @@ def test_a_class_may_be_what_is_ignored() -> None:
     losses = head(hidden, targets)
     assert torch.equal(losses, other(hidden, targets.masked_fill(targets == 3, -100)))
     assert losses[2] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("lr", [0.0005, 0.003, 0.004])
+def test_a_rewriting_keeps_pace_with_the_steps(lr: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fast and lasting contraction of some directions more than of others: never all rows of V at once."""
+    monkeypatch.setattr(spherical, "FEWEST_ROWS", 8)
+    generator = torch.Generator().manual_seed(0)
+    classes, features = 3000, 8
+    head = SphericalHead(features, classes, loss="squared_error", dtype=dtype)
+    most, rewritten, conditions = 0, 0, []
+    materialise = head.materialise
+    at_once: list[int] = []
+    head.materialise = lambda: (at_once.append(1), materialise())[1]  # type: ignore[method-assign]
+    for _ in range(250):
+        before = head._place
+        hidden = torch.randn(4, features, generator=generator, dtype=torch.float64).to(dtype)
+        hidden[:, 0] += 2
+        head(hidden, torch.randint(classes, (4,), generator=generator)).sum().backward()
+        head.step(lr)
+        if head._busy:
+            most, rewritten = max(most, head._place - before), rewritten + 1
+        conditions.append(float(torch.linalg.cond(head.old_u)))
+    assert rewritten
+    assert not at_once
+    assert most < classes / 3
+    assert max(conditions) < 2 * spherical.CRITICAL[dtype]
+    assert max(head.consistency().values()) < (1e-10 if dtype == torch.float64 else 1e-5)

@@ -30,8 +30,9 @@ from torch import Tensor
 LARGEST = 2.0
 # Below this norm a geometric series is shorter than a factorisation.
 SERIES = 0.05
-# Condition of U beyond which the rewriting is hurried, and beyond which it is done at once: float32 has 7 digits.
-URGENT = {torch.float32: 3e1, torch.float64: 1e2}
+# Most that one step may do to the condition of U, and the condition beyond which V is rewritten at once: float32 has 7
+# digits.
+STEEPEST = {torch.float32: 3e1, torch.float64: 1e2}
 CRITICAL = {torch.float32: 3e2, torch.float64: 1e4}
 # Even contraction costs no digits, but numbers must stay representable.
 FARTHEST = 1e12
@@ -250,7 +251,7 @@ def move_of_factor(factor: Factor, g: Gradient, rotated: Tensor, p: Products, lr
         # The bounds say too little.
         factors = (1 - torch.linalg.eigvalsh(lr * (g.weighted.T.double() @ h.double()))).abs()
         least, most = min(1.0, float(factors.amin())), max(1.0, float(factors.amax()))
-        if not most < URGENT[h.dtype] * least:
+        if not most < STEEPEST[h.dtype] * least:
             return None
     strain = math.log(most / least)
     if p.of_hidden is None:

@@ -15,7 +15,6 @@ from lossmith.heads.factored import (
     FARTHEST,
     LARGEST,
     STRAIN,
-    URGENT,
     Factor,
     Gradient,
     apply_move,
@@ -34,7 +33,7 @@ from lossmith.heads.spherical_step import SphericalLosses, Targets, Unscaled, ex
 
 # Rows of V that are multiplied at a time where all of them are wanted.
 BLOCK = 8192
-# A rewriting takes about this many steps unless it is urgent, and at least this many rows of V per step.
+# A rewriting takes at most this many steps, and at least this many rows of V per step.
 REWRITING_STEPS, FEWEST_ROWS = 1000, 512
 
 
@@ -103,6 +102,7 @@ class SphericalHead(nn.Module):
     steps: Tensor
     pace: Tensor
     strain: Tensor
+    looked: Tensor
 
     def __init__(
         self,
@@ -158,8 +158,9 @@ class SphericalHead(nn.Module):
         self._place, self._count, self._pace, self._busy = 0, 0, 0, False
         self.register_buffer("pace", torch.zeros((), dtype=torch.int64))
         # Bound on the growth of the logarithm of the factor's condition since the last look.
-        self._strain = 0.0
+        self._strain, self._looked = 0.0, 0
         self.register_buffer("strain", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("looked", torch.zeros((), dtype=torch.int64))
         self._version = 0  # changes whenever what a forward pass has left behind becomes void
         self._working: dict[str, Tensor] = {}
         self.register_load_state_dict_post_hook(lambda module, _: module._read_counters())
@@ -330,20 +331,22 @@ class SphericalHead(nn.Module):
             self._look()
 
     def _look(self) -> None:
-        """Invert exactly, measure singular values, and start or hurry a rewriting."""
-        self._strain = 0.0
+        """Invert exactly, measure singular values, and start a rewriting or set its pace."""
+        rate = self._strain / max(1, self._count - self._looked)
+        self._strain, self._looked = 0.0, self._count
+        self.looked.fill_(self._count)
         found = [invert(self._factor(name)) for name in self._in_use()]
         conditions = [u * inverse for u, inverse in found]
-        urgent, critical = URGENT[self.v.dtype], CRITICAL[self.v.dtype]
+        critical = CRITICAL[self.v.dtype]
         farthest = max(max(pair) for pair in found)
         if not (all(c <= critical for c in conditions) and farthest <= FARTHEST):  # NaN is far from fine
             self.materialise()
         elif farthest > LARGEST:
-            hurry = 10 if max(conditions) > urgent else 1
+            # As slowly as is sure to end before the condition is critical, should steps go on as since the last look.
+            left = math.log(critical / max(conditions)) / max(rate, 1e-9)
+            steps = max(1.0, min(left, REWRITING_STEPS))
             fewest = min(FEWEST_ROWS, self.num_classes)
-            # Looks come every so many steps: a rewriting that took longer than two of them would come too late.
-            steps = min(REWRITING_STEPS, 2 * self.stabilize_every) if hurry > 1 else REWRITING_STEPS
-            self._pace = max(self._pace, fewest, hurry * -(-self.num_classes // steps))
+            self._pace = max(self._pace, fewest, math.ceil((self.num_classes - self._place) / steps))
             self._busy = True
             self.pace.fill_(self._pace)
 
@@ -483,7 +486,7 @@ class SphericalHead(nn.Module):
 
     def _read_counters(self) -> None:
         self._place, self._count, self._pace = int(self.rewritten), int(self.steps), int(self.pace)
-        self._busy, self._strain = self._pace > 0, float(self.strain)
+        self._busy, self._strain, self._looked = self._pace > 0, float(self.strain), int(self.looked)
         self._pending = []
         self._changed()
 
