@@ -73,6 +73,8 @@ def test_made_up_families_obey_their_law() -> None:
     noisy = made_up_family(0, sizes=5, checkpoints=40, run_noise=0.02, checkpoint_noise=0.0, transient=False)
     ratio = (noisy.columns["loss"] / wanted).reshape(6, 40)
     np.testing.assert_allclose(ratio, np.repeat(ratio[:, :1], 40, 1), rtol=1e-12)
+    assert np.ptp(ratio[:-1, 0]) > 0.005
+    np.testing.assert_allclose(ratio[-1], 1, rtol=1e-12)
 
 
 def test_the_cut_matters_where_training_starts_off_the_law() -> None:

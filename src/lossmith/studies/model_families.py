@@ -24,13 +24,18 @@ TRANSIENT, FADES_BY = 3.0, 2.5e9
 def made_up_family(
     seed: int, *, sizes: int, checkpoints: int, run_noise: float, checkpoint_noise: float, transient: bool
 ) -> Table:
-    """Curves that obey Chinchilla's law, with an early transient, an error of each run and one of each checkpoint."""
+    """Curves that obey Chinchilla's law, with an early transient, an error of each run and one of each checkpoint.
+
+    The largest model's curve has no errors: judged is the estimate, not the luck of one run.
+    """
     rng = np.random.default_rng(seed)
     n, d = np.meshgrid([*np.geomspace(1e8, 7e9, sizes), 7e10], np.geomspace(5e8, 3e11, checkpoints), indexing="ij")
     loss = TRUTH["E"] + TRUTH["A"] * n ** -TRUTH["alpha"] + TRUTH["B"] * d ** -TRUTH["beta"]
     if transient:
         loss = loss + TRANSIENT * np.exp(-d / FADES_BY)
-    loss = loss * (1 + run_noise * rng.standard_normal((len(n), 1)) + checkpoint_noise * rng.standard_normal(n.shape))
+    errors = run_noise * rng.standard_normal((len(n), 1)) + checkpoint_noise * rng.standard_normal(n.shape)
+    errors[-1] = 0
+    loss = loss * (1 + errors)
     return read_family({"params": n.ravel(), "tokens": d.ravel(), "loss": loss.ravel()})
 
 
