@@ -96,7 +96,7 @@ def test_general_loss_that_never_rises_allows_every_share_and_says_so() -> None:
     found = LAW.fit(table, bootstrap=0).plan()
     assert found.ratio == 1
     assert found.binds == "nothing"
-    assert any("does not rise" in note for note in found.notes)
+    assert any("0.5 or above" in note for note in found.notes)
 
 
 def test_a_finite_multiplier_turns_earlier(exact: Any) -> None:

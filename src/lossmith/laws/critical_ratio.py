@@ -212,7 +212,8 @@ def _notes(
     if t > 1 + 1e-9:
         notes.append(f"extrapolated: {t:.3g} times the tokens of the log")
     if not rises:
-        notes.append(f"general loss does not rise at any share tried: the critical ratio is {highest:g} or above")
+        if ratio >= highest:
+            notes.append(f"no share tried keeps the objective from falling: the critical ratio is {highest:g} or above")
     elif pairs < 2:
         notes.append(
             f"{pairs} share{'s turn' if pairs != 1 else ' turns'} from rising to falling within reach, "
