@@ -11,8 +11,7 @@ import pandas as pd
 import pytest
 
 from lossmith.errors import InputError
-from lossmith.laws import Fitted, LossCurve, LRAnnealing, SizedLRAnnealing, areas, rank_schedules, read_curves
-from lossmith.laws.backtest import backtest
+from lossmith.laws import Fitted, LossCurve, LRAnnealing, SizedLRAnnealing, areas, backtest, rank_schedules, read_curves
 from lossmith.laws.schedules import Schedule, chain, constant, cosine, linear, multi_step, wsd
 
 TRUTH = {"L0": 2.6, "A": 0.5, "C": 0.4, "alpha": 0.6}

@@ -86,7 +86,7 @@ def test_reports_have_a_section_further_out(tmp_path: Path) -> None:
     assert comparison_from_json(json.dumps(comparison_to_json(made))).forecasts[0] == found
     table = summarise(made)
     (grid,) = [grid for grid in grids(table) if grid.kind == "forecast"]
-    assert [column.name for column in grid.columns] == ["arm", "2x", "4x", "8x", "missed the rest by"]
+    assert [column.name for column in grid.columns] == ["arm", "2x", "4x", "8x", "missed by"]
     assert grid.rows[0][1].startswith(f"{found.points[0].loss:.2f} [")
     assert grid.rows[1] == ("new", "-", "-", "-", "-")
     assert any("no forecast of new: too short" in note for note in table.footnotes)

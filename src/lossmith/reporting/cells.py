@@ -113,7 +113,7 @@ def claims(table: ComparisonTable) -> Grid:
 def forecasts(table: ComparisonTable) -> Grid:
     """The loss that a law predicts at larger budgets, and by how much it missed the end of these runs."""
     times = list(dict.fromkeys(point.times for found in table.forecasts for point in found.points))
-    columns = (Column("arm"), *(Column(f"{t:g}x", True) for t in times), Column("missed the rest by", True))
+    columns = (Column("arm"), *(Column(f"{t:g}x", True) for t in times), Column("missed by", True))
     rows = []
     for found in table.forecasts:
         at = {point.times: point for point in found.points}

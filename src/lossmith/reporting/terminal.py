@@ -17,7 +17,12 @@ from lossmith.reporting.table import ComparisonTable, summarise
 WIDTH = 100
 _GAP = 2
 _NAME_WIDTH = 20
-_SPARE = {"result": ("p", "difference"), "metric": ("p", "difference"), "cost": ("steps", "scored", "memory")}
+_SPARE = {
+    "result": ("p", "difference"),
+    "metric": ("p", "difference"),
+    "cost": ("steps", "scored", "memory"),
+    "forecast": ("4x",),
+}
 _COLOURS = {
     "better": "green",
     "worse": "red",
