@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lossmith.training.continual import MixtureLog, MixtureRows, MixtureTrainer, continual_pretraining
+    from lossmith.training.distill_language_model import DistilledModel, distill_language_model
     from lossmith.training.distillation import Distillation
     from lossmith.training.dual_head import DualHeadDistillation, GradientAlignedTrainer, gradient_cosines
     from lossmith.training.multi_granularity import MultiGranularityCallback, MultiGranularityDistillation
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Classification": "objectives",
     "Distillation": "distillation",
+    "DistilledModel": "distill_language_model",
     "DualHeadDistillation": "dual_head",
     "DynamicReweightedLoss": "reweighting",
     "Evaluation": "trainer",
@@ -61,6 +63,7 @@ _HOMES = {
     "Trainer": "trainer",
     "continual_pretraining": "continual",
     "correct_and_regenerate": "sequence_revision",
+    "distill_language_model": "distill_language_model",
     "find_error_positions": "sequence_revision",
     "generate_texts": "text_sampling",
     "gradient_cosines": "dual_head",
@@ -69,6 +72,7 @@ _HOMES = {
 __all__ = [
     "Classification",
     "Distillation",
+    "DistilledModel",
     "DualHeadDistillation",
     "DynamicReweightedLoss",
     "Evaluation",
@@ -100,6 +104,7 @@ __all__ = [
     "Trainer",
     "continual_pretraining",
     "correct_and_regenerate",
+    "distill_language_model",
     "find_error_positions",
     "generate_texts",
     "gradient_cosines",
