@@ -249,13 +249,13 @@ def corrupt_rationale(
     return " ".join(words)
 
 
-def read_rationales(path: str | Path) -> list[RationaleSamples]:
+def read_rationales(path: str | Path, *, need_samples: bool = True) -> list[RationaleSamples]:
     """Read a JSONL file of questions with sampled rationales.
 
     Each line holds ``question``, ``label`` (optional), and ``samples``: a list of objects with ``rationale`` and
     ``answer``, or of a teacher's raw outputs (``"Explanation: ... Answer: ..."``; those without an answer are dropped
     and counted). ``rationale`` is one known to be right; without ``samples`` it is the only sample, and comes to the
-    label.
+    label. ``need_samples=False`` takes bare questions, too.
 
     Raises:
         InputError: names the file and line.
@@ -276,7 +276,7 @@ def read_rationales(path: str | Path) -> list[RationaleSamples]:
                 raise InputError(f"{path}, line {number}: not JSON") from None
             if number == 1 and isinstance(value, Mapping) and set(value) == {"settings"}:
                 continue  # the heading that sample_rationales writes
-            rows.append(_row(value, f"{path}, line {number}"))
+            rows.append(_row(value, f"{path}, line {number}", need_samples))
     if not rows:
         raise InputError(f"{path} holds no questions")
     return rows
@@ -300,7 +300,7 @@ def rationale_line(row: RationaleSamples) -> str:
     return json.dumps(value, ensure_ascii=False) + "\n"
 
 
-def _row(value: Any, place: str) -> RationaleSamples:
+def _row(value: Any, place: str, need_samples: bool) -> RationaleSamples:
     if not isinstance(value, Mapping):
         raise InputError(f"{place}: an object is needed, got {type(value).__name__}")
     question = _text(value, "question", place)
@@ -310,6 +310,8 @@ def _row(value: Any, place: str) -> RationaleSamples:
     reference = _text(value, "rationale", place) if value.get("rationale") is not None else None
     given = value.get("samples")
     if given is None:
+        if not need_samples:
+            return RationaleSamples(question, label, (), reference)
         if reference is None or label is None:
             raise InputError(f"{place}: 'samples' is needed (or 'rationale' and 'label'), only: {', '.join(value)}")
         given = [{"rationale": reference, "answer": label}]
