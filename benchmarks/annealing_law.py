@@ -1,7 +1,7 @@
 """The annealing law: time of S2 and of the fit next to their plain forms; and its errors on given curves.
 
     python benchmarks/annealing_law.py [--steps 24000] [--repeats 5] [--json]
-    python benchmarks/annealing_law.py --curves FOLDER [--card docs/systems/lr-annealing-law.md]
+    python benchmarks/annealing_law.py --curves FOLDER [--warmup 2160] [--card docs/systems/lr-annealing-law.md]
 
 Time: all candidates in one process, one after another in every round; medians over the rounds, and the median over the
 rounds of the ratio to ours within the same round. ``S2``: our filter, the recursion in a Python loop, and the double
@@ -16,6 +16,7 @@ runs whose names begin with ``constant`` and ``cosine``, and predicts all others
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import statistics
@@ -134,17 +135,18 @@ def speed(steps: int, repeats: int) -> dict[str, dict[str, dict[str, float]]]:
     return results
 
 
-def judged(folder: Path) -> str:
+def judged(folder: Path, warmup: int = 0) -> str:
     """A Markdown table of the errors on the runs that were not fitted."""
+    law = LRAnnealing(decay=DECAY, warmup="actual" if warmup else "constant")
     models = sorted((p for p in folder.iterdir() if p.is_dir()), key=lambda p: float(p.name.rstrip("MB") or 0))
     lines = ["| model | run | mean error | worst point | at the end | R² |", "|---|---|---:|---:|---:|---:|"]
     for model in models:
-        curves = {curve.name: curve for curve in read_curves(model)}
+        curves = {curve.name: _begun(curve, warmup) for curve in read_curves(model)}
         fitting = [
             min((c for c in curves.values() if c.name.startswith(kind)), key=lambda c: c.steps[-1])
             for kind in ("constant", "cosine")
         ]
-        fitted = LRAnnealing(decay=DECAY).fit(fitting, bootstrap=0)
+        fitted = law.fit(fitting, bootstrap=0)
         rows = []
         for curve in curves.values():
             predicted = fitted.predict(schedule=curve.rates, at=curve.steps)
@@ -165,16 +167,27 @@ def judged(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def _begun(curve: LossCurve, warmup: int) -> LossCurve:
+    """The curve with the linear warm-up that its log leaves out."""
+    rates = curve.rates.copy()
+    rates[:warmup] = rates[warmup] * np.arange(warmup) / max(warmup, 1)
+    return dataclasses.replace(curve, rates=rates)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=24_000)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--curves", type=Path)
+    parser.add_argument("--warmup", type=int, default=0, help="steps of a linear warm-up that the curves do not log")
     parser.add_argument("--card", type=Path, help="page whose block 'measured:begin by-schedule' takes the table")
     given = parser.parse_args()
     if given.curves is not None:
         text = judged(given.curves)
+        if given.warmup:
+            text += f'\n\nWith the warm-up of {given.warmup} steps as it was (`warmup="actual"`):\n\n'
+            text += judged(given.curves, given.warmup)
         print(text)
         if given.card is not None:
             from lossmith.reporting.card import write_measured

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from lossmith.errors import InputError
 from lossmith.laws import LossCurve, Reading, read_curves
@@ -61,6 +62,35 @@ def test_a_trainer_state_of_hugging_face_is_read(tmp_path: Path) -> None:
     (tmp_path / "broken" / "trainer_state.json").write_text("[]")
     with pytest.raises(InputError, match="log_history"):
         read_curves(tmp_path)
+
+
+def test_checkpoints_alone_are_read_by_the_newest(tmp_path: Path) -> None:
+    for last in (5, 10, 9):
+        history = [
+            {"step": int(s), "learning_rate": r, "loss": v} for s, r, v in zip(STEPS, RATES, LOSSES, strict=True)
+        ]
+        folder = tmp_path / "my-run" / f"checkpoint-{10 * last}"
+        folder.mkdir(parents=True)
+        (folder / "trainer_state.json").write_text(json.dumps({"log_history": history[:last]}))
+        (folder / "config.json").write_text("{}")
+    (curve,) = read_curves(tmp_path)
+    check(curve)
+    assert curve.name == "my-run"
+
+
+@pytest.mark.parametrize("kind", [list, np.float16, np.float32, "strided", "tensor"])
+def test_numbers_of_every_kind_are_taken(kind: Any) -> None:
+    losses = np.linspace(3, 2, 10)
+    given: Any = losses.tolist() if kind is list else losses
+    if kind == "strided":
+        given = np.repeat(losses, 2)[::2]
+    elif kind == "tensor":
+        given = torch.tensor(losses, dtype=torch.float32)
+    elif kind is not list:
+        given = losses.astype(kind)
+    curve = LossCurve.of("a", STEPS, given, RATES.repeat(10))
+    assert curve.losses.dtype == np.float64
+    np.testing.assert_allclose(curve.losses, losses, rtol=1e-3)
 
 
 def test_a_run_record_is_read_by_its_training_loss_where_it_was_validated_too_seldom(tmp_path: Path) -> None:

@@ -195,7 +195,8 @@ def _frames(source: Any) -> Iterable[tuple[str, pd.DataFrame, float | None]]:
         for file in files:
             relative = file.relative_to(path)
             own = file.name in ("metrics.jsonl", "trainer_state.json") or "tfevents" in file.name
-            label = str(relative.parent if own else relative.with_suffix(""))
+            folder = relative.parent.parent if relative.parent.name.startswith("checkpoint-") else relative.parent
+            label = str(folder if own else relative.with_suffix(""))
             yield label if label != "." else path.name, _read_file(file), _amount(file.parent.name)
     elif "tfevents" in path.name or path.name == "trainer_state.json":
         yield path.stem, _read_file(path), None
@@ -208,10 +209,18 @@ def _is_curve(path: Path) -> bool:
         return False
     # A folder of runs holds checkpoints and models too; only the last of a run's states is the whole curve.
     if path.parent.name.startswith("checkpoint-"):
-        return False
+        return path.name == "trainer_state.json" and path == _last_state(path.parent.parent)
     if any((folder / "metrics.jsonl").exists() for folder in (path.parent, path.parent.parent)):
         return path.name == "metrics.jsonl"
     return "tfevents" in path.name or path.name == "trainer_state.json" or path.suffix.lower() in _SUFFIXES
+
+
+def _last_state(run: Path) -> Path | None:
+    """The newest checkpoint's ``trainer_state.json``, where the run has none of its own."""
+    if (run / "trainer_state.json").exists() or (run / "metrics.jsonl").exists():
+        return None
+    found = [p for p in run.glob("checkpoint-*/trainer_state.json") if p.parent.name.rpartition("-")[2].isdigit()]
+    return max(found, key=lambda p: int(p.parent.name.rpartition("-")[2]), default=None)
 
 
 def _read_file(path: Path) -> pd.DataFrame:

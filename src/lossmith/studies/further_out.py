@@ -51,7 +51,8 @@ def forecast(arm: str, folders: Sequence[Path], *, comparable: bool = True, leve
         records = [read_json_lines(folder / "metrics.jsonl") for folder in folders]
         curves, factors = _curves(records, folders, comparable)
         return _forecast(arm, records, curves, factors, level)
-    except InputError as error:
+    except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
+        # A finished comparison must not fail for what is said beyond it.
         return Forecast(arm, level=level, reason=str(error))
 
 
@@ -63,7 +64,7 @@ def _forecast(
     law = LRAnnealing(decay=1 - 1 / max(2.0, _MEMORY * steps), one_schedule=True, exclude=EXCLUDED)
     fitted = law.fit(curves, bootstrap=_REFITS)
     factor = 1.0 if validated else _ratio(fitted, records, rates)
-    tokens = float(np.mean([line["tokens"] for record in records for line in record[-1:]]))
+    tokens = float(np.mean([max(line.get("tokens") or 0 for line in record) for record in records]))
     points = []
     for times in TIMES:
         longer = stretched(rates, round(times * len(rates)))
