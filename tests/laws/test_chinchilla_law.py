@@ -111,5 +111,28 @@ def test_wrong_wishes_are_refused_in_a_sentence() -> None:
         fitted.predict(params=1e9)
     with pytest.raises(InputError, match="params must be positive"):
         fitted.predict(params=-1, tokens=1e9)
+    with pytest.raises(InputError, match="params must be a number, got 'seven'"):
+        fitted.predict(params="seven", tokens=1e9)
     with pytest.raises(ValueError, match="bootstrap=200"):
         fitted.interval(params=1e9, tokens=1e9)
+    for wrong in (float("nan"), -1.0, 9.0):
+        with pytest.raises(InputError, match="alpha must lie between 0 and 5"):
+            Chinchilla(fixed={"alpha": wrong})
+    with pytest.raises(TypeError, match="rows or a path, got NoneType"):
+        Chinchilla().fit(None)
+    with pytest.raises(InputError, match="column N must have one dimension, got 2"):
+        Chinchilla().fit({"N": np.ones((2, 2)), "D": 1e9, "loss": 2.0})
+
+
+def test_inputs_may_be_amounts_arrays_or_empty() -> None:
+    fitted = Chinchilla().fit(table(), bootstrap=10, calibrated=False)
+    assert float(fitted.predict(params="7b", tokens="300b")) == pytest.approx(2.1244780067491402, rel=1e-9)
+    assert fitted.predict(params=np.geomspace(1e8, 1e9, 6).reshape(2, 3), tokens=[1e10, 2e10, 3e10]).shape == (2, 3)
+    assert fitted.predict(params=[], tokens=1e9).shape == (0,)
+    assert fitted.interval(params=[], tokens=1e9).low.shape == (0,)
+
+
+def test_parameters_are_recovered_to_rounding() -> None:
+    fitted = Chinchilla(objective=SQUARES).fit(table(), bootstrap=0)
+    for name, value in TRUTH.items():
+        assert fitted.parameters[name] == pytest.approx(value, rel=1e-12)

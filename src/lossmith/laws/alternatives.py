@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lossmith.errors import InputError
+from lossmith.laws.tables import amount
 from lossmith.registry import parse_assignments
 
 if TYPE_CHECKING:
@@ -121,9 +122,11 @@ def _completed(asked: str | Mapping[str, Any], flops: float | None) -> tuple[flo
     values: dict[str, float] = {}
     for name, value in given.items():
         try:
-            values[name] = float(value)
+            values[name] = amount(value) if isinstance(value, str) else float(value)
         except (TypeError, ValueError):
             raise InputError(f"what_if: {name} must be a number, got '{value}'") from None
+        if np.isnan(values[name]):
+            raise InputError(f"what_if: {name} must be a number, got '{value}'")
         if not (np.isfinite(values[name]) and values[name] > 0):
             raise InputError(f"what_if: {name} must be positive and finite, got {values[name]:g}")
     size, data, ratio = (values.get(name) for name in ("params", "tokens", "ratio"))

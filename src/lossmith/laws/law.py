@@ -13,7 +13,7 @@ from lossmith.errors import InputError, did_you_mean
 from lossmith.laws.fitted import Fitted
 from lossmith.laws.fitting import HUBER_LOG, Objective, Solution, fit_terms
 from lossmith.laws.resampling import Calibration, Fit, calibrate, distinct, refit
-from lossmith.laws.tables import Column, Reading, Table, read_table
+from lossmith.laws.tables import Column, Reading, Table, amount, read_table
 from lossmith.laws.terms import Array, Terms
 
 _CALIBRATION_REFITS = 60
@@ -47,6 +47,9 @@ class Law(ABC):
         if unknown := set(self.fixed) - set(self.names):
             wrong = sorted(unknown)[0]
             raise InputError(f"law {self.name} has no parameter '{wrong}' to fix: {did_you_mean(wrong, self.names)}")
+        for name, low, high in zip(self.terms.names, self.terms.lower, self.terms.upper, strict=True):
+            if name in self.fixed and not (np.isfinite(self.fixed[name]) and low <= self.fixed[name] <= high):
+                raise InputError(f"{name} must lie between {low:g} and {high:g}, got {self.fixed[name]:g}")
 
     @property
     @abstractmethod
@@ -79,9 +82,12 @@ class Law(ABC):
             if aliases.get(name) not in needed:
                 raise InputError(f"law {self.name} has no input '{name}': {did_you_mean(name, needed)}")
             try:
-                arrays[aliases[name]] = np.asarray(value, dtype=np.float64)
+                number = amount(value) if isinstance(value, str) else value
+                arrays[aliases[name]] = np.asarray(number, dtype=np.float64)
             except (TypeError, ValueError):
                 raise InputError(f"{name} must be a number, got {value!r}") from None
+            if isinstance(value, str) and np.isnan(number):
+                raise InputError(f"{name} must be a number, got {value!r}")
         if missing := [name for name in needed if name not in arrays]:
             raise InputError(f"law {self.name} needs {' and '.join(missing)} to predict")
         for name, array in arrays.items():
@@ -262,7 +268,7 @@ class Law(ABC):
         """Points that a robust fit has set aside; they still pull where the law has nothing else to hold on to."""
         residuals = np.abs(fit.residuals(best))
         far = np.flatnonzero(residuals > _FAR_OFF * np.median(residuals))
-        if not 0 < len(far) <= max(1, len(residuals) // 20):
+        if not 0 < len(far) <= len(residuals) // 20:
             return []
         worst = far[np.argsort(-residuals[far], kind="stable")][:3]
         told = "; ".join(

@@ -36,10 +36,15 @@ def read_frame(source: Any) -> tuple[str, pd.DataFrame]:
 
     if isinstance(source, pd.DataFrame):
         return "the table", source.reset_index(drop=True)
+    if not isinstance(source, Mapping | Sequence | Path):
+        found = type(source).__name__
+        raise TypeError(f"measurements must be a DataFrame, a mapping of columns, rows or a path, got {found}")
     if isinstance(source, Mapping):
         lengths = {name: np.size(value) for name, value in source.items()}
         if len({n for n in lengths.values() if n != 1}) > 1:
             raise InputError(f"the columns differ in length: {', '.join(f'{k} {n}' for k, n in lengths.items())}")
+        if wide := [str(name) for name, value in source.items() if np.ndim(value) > 1]:
+            raise InputError(f"column {wide[0]} must have one dimension, got {np.ndim(source[wide[0]])}")
         return "the table", pd.DataFrame({name: np.asarray(value) for name, value in source.items()})
     if isinstance(source, Sequence) and not isinstance(source, str):
         return "the table", pd.DataFrame(list(source))

@@ -249,7 +249,7 @@ def _drop_incomplete(frame: pd.DataFrame, headers: list[str], notes: list[str], 
 
 
 def _numbers(frame: pd.DataFrame, header: str, column: Column, reading: Reading, notes: list[str], name: str) -> Array:
-    values = np.array([_number(value) for value in frame[header]], dtype=np.float64)
+    values = np.array([amount(value) for value in frame[header]], dtype=np.float64)
     if np.isnan(values).any():
         row = int(np.flatnonzero(np.isnan(values))[0])
         raise InputError(f"{name}, row {row + 1}: '{frame[header].iloc[row]}' in column '{header}' is not a number")
@@ -277,7 +277,7 @@ def _numbers(frame: pd.DataFrame, header: str, column: Column, reading: Reading,
     return values
 
 
-def _number(value: Any) -> float:
+def amount(value: Any) -> float:
     """A number, also written ``125m`` or ``1.3b``; NaN where it is none."""
     if isinstance(value, str):
         match = _AMOUNT.fullmatch(value.replace(",", "").replace("_", ""))

@@ -134,7 +134,8 @@ class Inputs:
         logs, means = {}, {}
         for name in dict.fromkeys(column for term in terms.terms for column in term.powers):
             logs[name] = np.log(np.atleast_2d(np.asarray(columns[name], dtype=np.float64)))
-            means[name] = logs[name].mean(-1, keepdims=True) * (centred and name not in as_given)
+            moved = centred and name not in as_given
+            means[name] = logs[name].mean(-1, keepdims=True) if moved else np.zeros((1, 1))
             logs[name] = logs[name] - means[name]
         factors: list[Array | None] = []
         sizes = []
@@ -208,9 +209,9 @@ class Inputs:
         total: Array | float = 0.0
         for k, part in enumerate(basis):
             total = total + parameters[:, k, None] * part
-        count = max(
-            [1] + [log.shape[-1] for log in self.logs.values()] + [f.shape[-1] for f in self.factors if f is not None]
-        )
+        every = [*self.logs.values(), *(factor for factor in self.factors if factor is not None)]
+        # Shared arrays of one column, or none at all, leave one value.
+        count = next((array.shape[-1] for array in every if array.shape[-1] != 1), 1)
         return np.broadcast_to(np.asarray(total), (len(parameters), count))
 
     def jacobian(self, parameters: Array, basis: Sequence[Array], count: int) -> Array:
