@@ -29,7 +29,16 @@ from lossmith.heads.factored import (
     rewrite,
 )
 from lossmith.heads.spherical_family import Outputs, spherical_loss
-from lossmith.heads.spherical_step import SphericalLosses, Targets, Unscaled, exactly, read_targets
+from lossmith.heads.spherical_step import (
+    SphericalLosses,
+    Targets,
+    Unscaled,
+    best_of,
+    exactly,
+    moved,
+    read_targets,
+    root,
+)
 
 # Rows of V that are multiplied at a time where all of them are wanted.
 BLOCK = 8192
@@ -228,7 +237,7 @@ class SphericalHead(nn.Module):
         """Frobenius norm of the accumulated gradient of ``W``, exactly: ``Σ (GᵀG ∘ HᵀH)``."""
         if not self._pending:
             return 0.0
-        return _root(products(Gradient.joined(self._pending), self.num_classes).squared_norm)
+        return root(products(Gradient.joined(self._pending), self.num_classes).squared_norm)
 
     @exactly
     def _forward(self, hidden: Tensor, indices: Tensor, values: Tensor) -> tuple[Tensor, Unscaled]:
@@ -257,7 +266,7 @@ class SphericalHead(nn.Module):
 
     def _descend(self, g: Gradient, lr: float) -> None:
         p = products(g, self.num_classes)
-        norm = _root(p.squared_norm)
+        norm = root(p.squared_norm)
         if not math.isfinite(norm):
             raise FloatingPointError(
                 f"the norm of the collected gradient is {norm}: this step is not made and its gradient is forgotten; "
@@ -421,15 +430,7 @@ class SphericalHead(nn.Module):
         hidden = self._checked(hidden)
         if not 1 <= k <= self.num_classes:
             raise ValueError(f"k must be in [1, {self.num_classes}], got {k}")
-        values = hidden.new_empty((*hidden.shape[:-1], 0))
-        indices = torch.empty_like(values, dtype=torch.int64)
-        for start, scores in self._score_blocks(hidden):
-            best = scores.topk(min(k, scores.shape[-1]), dim=-1)
-            values = torch.cat([values, best.values], -1)
-            indices = torch.cat([indices, best.indices + start], -1)
-            merged = values.topk(min(k, values.shape[-1]), dim=-1)
-            values, indices = merged.values, indices.gather(-1, merged.indices)
-        return torch.return_types.topk((values, indices))
+        return best_of(self._score_blocks(hidden), k)
 
     def _score_blocks(self, hidden: Tensor) -> Iterator[tuple[int, Tensor]]:
         dtype = self.v.dtype
@@ -474,11 +475,11 @@ class SphericalHead(nn.Module):
         kept = dict(self.named_buffers(recurse=False))
         super()._apply(fn, recurse)
         if self.v.dtype not in (torch.float32, torch.float64):
-            self.v = _moved(kept["v"], self.v, kept["v"].dtype)
+            self.v = moved(kept["v"], self.v, kept["v"].dtype)
         for name, tensor in kept.items():
             if name != "v":
                 dtype = self.v.dtype if name.endswith("inverse") else tensor.dtype
-                setattr(self, name, _moved(tensor, getattr(self, name), dtype))
+                setattr(self, name, moved(tensor, getattr(self, name), dtype))
         for gradient in self._pending:
             gradient.move(self.v)
         self._changed()
@@ -500,15 +501,3 @@ class SphericalHead(nn.Module):
         if not hidden.is_floating_point() or torch.promote_types(hidden.dtype, self.v.dtype) != self.v.dtype:
             raise TypeError(f"hidden must have the head's dtype, {self.v.dtype}, or a narrower one, got {hidden.dtype}")
         return hidden.to(self.v.dtype)
-
-
-def _moved(before: Tensor, after: Tensor, dtype: torch.dtype) -> Tensor:
-    """``before`` where ``after`` is, in ``dtype``; ``after`` itself where that loses nothing."""
-    if after.dtype == before.dtype == dtype or before.is_meta:
-        return after.to(dtype)
-    return before.to(after.device, dtype)
-
-
-def _root(square: Tensor) -> float:
-    # In this order max keeps NaN.
-    return math.sqrt(max(float(square), 0.0))

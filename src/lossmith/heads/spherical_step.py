@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import torch
@@ -135,3 +136,31 @@ def _in_range(indices: Int[Tensor, "rows targets"], classes: int) -> bool:
         return True
     least, most = torch.aminmax(indices)
     return int(least) >= 0 and int(most) < classes
+
+
+def best_of(blocks: Iterator[tuple[int, Tensor]], k: int) -> torch.return_types.topk:
+    """The ``k`` largest scores of each row and their classes; ``blocks`` are (first class, scores)."""
+    values, indices = torch.empty(0), torch.empty(0, dtype=torch.long)
+    for start, scores in blocks:
+        best = scores.topk(min(k, scores.shape[-1]), dim=-1)
+        if start:
+            values = torch.cat([values, best.values], -1)
+            indices = torch.cat([indices, best.indices + start], -1)
+        else:
+            values, indices = best.values, best.indices
+        merged = values.topk(min(k, values.shape[-1]), dim=-1)
+        values, indices = merged.values, indices.gather(-1, merged.indices)
+    return torch.return_types.topk((values, indices))
+
+
+def moved(before: Tensor, after: Tensor, dtype: torch.dtype) -> Tensor:
+    """``before`` where ``after`` is, in ``dtype``; ``after`` itself where that loses nothing."""
+    if after.dtype == before.dtype == dtype or before.is_meta:
+        return after.to(dtype)
+    return before.to(after.device, dtype)
+
+
+def root(square: Tensor) -> float:
+    """A norm from its square, which rounding may have made negative."""
+    # In this order max keeps NaN.
+    return math.sqrt(max(float(square), 0.0))
