@@ -33,7 +33,7 @@ def toys_figure(toys: Toys, path: str | Path | None = None) -> Figure:
     for row, decay in enumerate(toys.weight_decays):
         colour = _COLOURS[row % len(_COLOURS)]
         for axes, values in panels:
-            label = f"weight decay {decay:+g}"
+            label = f"weight decay {decay:g}"
             if axes is left and slopes is not None:
                 label += f": exponent {slopes[row].mean():.2f}"
             axes.plot(toys.widths, values[row].mean(0), color=colour, linewidth=1.8, label=label)
@@ -59,7 +59,7 @@ def toys_figure(toys: Toys, path: str | Path | None = None) -> Figure:
         (middle, "share of features represented (norm > 1/2)", 1),
         (right, "width x mean squared overlap", 2),
     ):
-        _dress(axes, title)
+        _dress(axes, title, toys.widths)
         handles, labels = axes.get_legend_handles_labels()
         axes.legend(handles[-lines:], labels[-lines:], frameon=False, fontsize=8.5)
     if path is not None:
@@ -69,14 +69,17 @@ def toys_figure(toys: Toys, path: str | Path | None = None) -> Figure:
     return figure
 
 
-def _dress(axes: Axes, title: str) -> None:
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+def _dress(axes: Axes, title: str, widths: tuple[int, ...]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_xscale("log")
+    axes.set_xticks(widths, [str(width) for width in widths])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    if axes.get_yscale() == "log":
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("width", color=_INK)
     axes.set_title(title, fontsize=10, color=_INK, loc="left")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_minor_formatter(NullFormatter())
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)

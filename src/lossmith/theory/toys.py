@@ -176,7 +176,7 @@ class Toys:
         ]
         for row, decay in enumerate(self.weight_decays):
             lines.append(
-                f"  weight decay {decay:+g}: exponent {slopes.exponent[row].mean():.2f} "
+                f"  weight decay {decay:g}: exponent {slopes.exponent[row].mean():.2f} "
                 f"(R² {slopes.r_squared[row].mean():.2f}); represented {_span(shares[row].mean(0))}; "
                 f"width x mean squared overlap {_span((overlaps[row] * across).mean(0))}"
             )
