@@ -110,7 +110,7 @@ def test_a_run_record_is_read_by_its_training_loss_where_it_was_validated_too_se
     assert "measured only 1 times" in curve.notes[0]
 
 
-def test_an_export_of_weights_and_biases_is_read() -> None:
+def test_an_export_of_weights_and_biases_is_read(tmp_path: Path) -> None:
     exported = pd.DataFrame({
         "Step": STEPS,
         "my run - train/learning_rate": RATES,
@@ -119,6 +119,11 @@ def test_an_export_of_weights_and_biases_is_read() -> None:
         "my run - eval/loss__MAX": LOSSES,
     })  # fmt: skip
     check(read_curves(exported)[0])
+    both = exported.assign(**{"other - eval/loss": LOSSES + 1, "other - train/learning_rate": RATES})
+    both.to_csv(tmp_path / "chart.csv", index=False)
+    curves = {curve.name: curve for curve in read_curves(tmp_path)}
+    check(curves["my run"])
+    np.testing.assert_allclose(curves["other"].losses, LOSSES + 1)
 
 
 def test_an_event_file_of_tensorboard_is_read(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lossmith.errors import InputError
-from lossmith.files import read_json
 from lossmith.laws.schedules import Schedule, schedule
 from lossmith.laws.tables import Reading
 from lossmith.laws.terms import Array
@@ -190,18 +189,20 @@ def _frames(source: Any) -> Iterable[tuple[str, pd.DataFrame, float | None]]:
         yield "the table", read_frame(source)[1], None
         return
     path = Path(source)
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and _is_curve(p))
-        for file in files:
-            relative = file.relative_to(path)
-            own = file.name in ("metrics.jsonl", "trainer_state.json") or "tfevents" in file.name
-            folder = relative.parent.parent if relative.parent.name.startswith("checkpoint-") else relative.parent
-            label = str(folder if own else relative.with_suffix(""))
-            yield label if label != "." else path.name, _read_file(file), _amount(file.parent.name)
-    elif "tfevents" in path.name or path.name == "trainer_state.json":
-        yield path.stem, _read_file(path), None
-    else:
-        yield path.stem, read_frame(path)[1], _amount(path.parent.name)
+    if not path.is_dir():
+        yield path.stem, _read_file(path), _amount(path.parent.name)
+        return
+    for file in sorted(p for p in path.rglob("*") if p.is_file() and _is_curve(p)):
+        place = file.parent
+        if place.name.startswith("checkpoint-"):
+            place = place.parent
+        label = str((place if _is_log(file) else file.with_suffix("")).relative_to(path))
+        yield label if label != "." else path.name, _read_file(file), _amount(place.name)
+
+
+def _is_log(path: Path) -> bool:
+    """Whether the file is of one run, which its folder is named after."""
+    return path.name in ("metrics.jsonl", "trainer_state.json") or "tfevents" in path.name
 
 
 def _is_curve(path: Path) -> bool:
@@ -212,7 +213,7 @@ def _is_curve(path: Path) -> bool:
         return path.name == "trainer_state.json" and path == _last_state(path.parent.parent)
     if any((folder / "metrics.jsonl").exists() for folder in (path.parent, path.parent.parent)):
         return path.name == "metrics.jsonl"
-    return "tfevents" in path.name or path.name == "trainer_state.json" or path.suffix.lower() in _SUFFIXES
+    return _is_log(path) or path.suffix.lower() in _SUFFIXES
 
 
 def _last_state(run: Path) -> Path | None:
@@ -224,34 +225,11 @@ def _last_state(run: Path) -> Path | None:
 
 
 def _read_file(path: Path) -> pd.DataFrame:
-    import pandas as pd
-
     from lossmith.laws.sources import read_frame
 
-    if path.name == "trainer_state.json":
-        try:
-            return pd.DataFrame(read_json(path)["log_history"])
-        except (ValueError, KeyError, TypeError):
-            raise InputError(f"{path} is not a trainer state of Hugging Face: it has no log_history") from None
-    if "tfevents" in path.name:
-        return _tensorboard(path)
-    return read_frame(path)[1]
-
-
-def _tensorboard(path: Path) -> pd.DataFrame:
-    import pandas as pd
-
-    try:
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    except ImportError:
-        raise InputError(f"reading {path} needs the package tensorboard: pip install tensorboard") from None
-    events = EventAccumulator(str(path), size_guidance={"scalars": 0, "tensors": 0})
-    events.Reload()
-    rows: dict[int, dict[str, float]] = {}
-    for tag in events.Tags()["scalars"]:
-        for event in events.Scalars(tag):
-            rows.setdefault(event.step, {"step": event.step})[tag] = event.value
-    return pd.DataFrame([rows[step] for step in sorted(rows)])
+    frame = read_frame(path)[1]
+    # The names of runs are those of their folders.
+    return frame.drop(columns="run", errors="ignore") if _is_log(path) else frame
 
 
 def _by_run(name: str, frame: pd.DataFrame, reading: Reading) -> Iterable[tuple[str, pd.DataFrame]]:
