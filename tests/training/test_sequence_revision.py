@@ -199,6 +199,17 @@ def test_padding_on_either_side_of_the_prompts_changes_nothing() -> None:
         assert run(ids, mask) == expected
 
 
+def test_few_examples_at_a_time_find_the_same_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    student, teacher = llama(), llama(seed=1)
+    drafts = sample_responses(student, PROMPTS, max_new_tokens=6)
+    options: dict[str, Any] = {"responses": drafts, "max_new_tokens": 6, "teacher_token": "argmax"}
+    whole = correct_and_regenerate(student, teacher, PROMPTS, **options)
+    monkeypatch.setattr("lossmith.training.sequence_revision._LOGITS_AT_ONCE", 1)
+    assert torch.equal(
+        correct_and_regenerate(student, teacher, PROMPTS, **options).error_positions, whole.error_positions
+    )
+
+
 def test_the_tensors_hold_prompts_and_responses() -> None:
     out = correct_and_regenerate(llama(), llama(seed=1), PROMPTS, max_new_tokens=5)
     batch = response_batch(PROMPTS, out.responses)

@@ -38,6 +38,12 @@ def read_completions(
 
     Raises:
         InputError: no such file or column, a record that is not text, or nothing in it; with the file and line.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "pairs.jsonl"
+    >>> _ = path.write_text('{"prompt": "2 + 2 =", "completion": " 4"}\\n')
+    >>> read_completions(path)
+    [Completion(prompt='2 + 2 =', completion=' 4')]
     """
 
     def column(names: str) -> list[str]:

@@ -87,6 +87,17 @@ class MultiGranularityDistillation(Distillation):
 
     Source: "Multi-Granularity Semantic Revision for Large Language Model Distillation", 2024, arXiv 2407.10068, as
     described by others; which text each part is computed on is a choice.
+
+    >>> from lossmith.data import Completion, CompletionCollator, encode_completions, train_tokenizer
+    >>> from lossmith.heads import attach_adaptive_clipped_kl
+    >>> from lossmith.training.models import build_model
+    >>> tokenizer = train_tokenizer(["red blue green"], vocab_size=260)
+    >>> teacher, student = (build_model("nano", vocab_size=260, sequence_length=32) for _ in range(2))
+    >>> _ = attach_adaptive_clipped_kl(student)
+    >>> objective = MultiGranularityDistillation(teacher, tokenizer, max_new_tokens=4, phrases="words")
+    >>> rows = encode_completions(tokenizer, [Completion("red", " blue"), Completion("a", " green")])
+    >>> objective(student, CompletionCollator(0)(rows)).shape
+    torch.Size([2])
     """
 
     def __init__(

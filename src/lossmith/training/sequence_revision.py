@@ -25,6 +25,9 @@ from lossmith.training.response_sampling import (
 TeacherToken = Literal["sample", "argmax"]
 Position = Literal["largest", "random"]
 
+# 512 MiB in float32.
+_LOGITS_AT_ONCE = 2**27
+
 
 @dataclass(frozen=True, slots=True)
 class Revision:
@@ -201,7 +204,22 @@ def correct_and_regenerate(
 def _errors(
     student: nn.Module, teacher: nn.Module, prompts: Rows, responses: Rows, teacher_token: str, position: Position
 ) -> tuple[list[int], list[int]]:
-    """Places of the tokens to correct (-1: none), and the teacher's tokens there."""
+    """Places of the tokens to correct (-1: none), and the teacher's tokens there; some examples at a time."""
+    longest = max((len(p) + len(r) for p, r in zip(prompts, responses, strict=True)), default=0)
+    classes = getattr(getattr(student, "config", None), "vocab_size", None) or 1
+    several = max(1, _LOGITS_AT_ONCE // max(1, longest * classes))
+    found, corrections = [], []
+    for first in range(0, len(prompts), several):
+        part = slice(first, first + several)
+        places, tokens = _errors_of_some(student, teacher, prompts[part], responses[part], teacher_token, position)
+        found += places
+        corrections += tokens
+    return found, corrections
+
+
+def _errors_of_some(
+    student: nn.Module, teacher: nn.Module, prompts: Rows, responses: Rows, teacher_token: str, position: Position
+) -> tuple[list[int], list[int]]:
     if not any(len(r) for r in responses):
         return [-1] * len(prompts), [-1] * len(prompts)
     ours = response_logits(student, prompts, responses)
@@ -211,15 +229,12 @@ def _errors(
             f"the student's vocabulary has {ours.shape[-1]} tokens and the teacher's {theirs.shape[-1]}: correction by "
             "token needs one vocabulary"
         )
-    lengths = torch.tensor([len(r) for r in responses], device=ours.device)
-    mask = torch.arange(ours.shape[1], device=ours.device) < lengths.unsqueeze(-1)
-    tokens = torch.full(mask.shape, -1, dtype=torch.long)
-    for i, response in enumerate(responses):
-        tokens[i, : len(response)] = torch.tensor(list(response), dtype=torch.long)
-    tokens = tokens.to(ours.device)
+    tokens = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(list(r), dtype=torch.long) for r in responses], batch_first=True, padding_value=-1
+    ).to(ours.device)
     p = theirs.float().softmax(-1)
-    drawn = p.argmax(-1) if teacher_token == "argmax" else torch.multinomial(p.flatten(0, 1), 1).reshape(mask.shape)
-    found = find_error_positions(ours, theirs, tokens, drawn, mask, position=position)
+    drawn = p.argmax(-1) if teacher_token == "argmax" else torch.multinomial(p.flatten(0, 1), 1).reshape(tokens.shape)
+    found = find_error_positions(ours, theirs, tokens, drawn, tokens >= 0, position=position)
     corrections = drawn.gather(1, found.clamp_min(0).unsqueeze(-1)).squeeze(-1)
     return found.tolist(), corrections.tolist()
 
