@@ -82,12 +82,12 @@ def test_the_cut_matters_where_training_starts_off_the_law() -> None:
 
     tables = [
         made_up_family(seed, sizes=5, checkpoints=80, run_noise=0.01, checkpoint_noise=0.003, transient=True)
-        for seed in range(10)
+        for seed in range(60)
     ]
     with_cut, without = (
         np.median([e.are for e in estimate_pairs([(t, Protocol(min_tokens=cut)) for t in tables])]) for cut in (None, 0)
     )
-    assert with_cut < 0.6 * without
+    assert with_cut < 0.5 * without
 
 
 def test_the_users_tables_are_read_by_family(tmp_path: Path) -> None:
