@@ -6,6 +6,7 @@ Jin et al., "The Journey Matters: Average Parameter Count over Pre-training Unif
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -110,7 +111,7 @@ class SparsePretraining:
         self.schedule: PruningSchedule | None = schedule if isinstance(schedule, PruningSchedule) else None
         self.events: list[tuple[int, int]] = []
         self._prunable: Prunable | None = None
-        self._dead: dict[str, Tensor] = {}
+        self._live: dict[str, Tensor] = {}
         self._hooks: list[Any] = []
         self._last = -1
 
@@ -156,7 +157,7 @@ class SparsePretraining:
         masks = magnitude_masks(
             prunable.weights,
             schedule.density(step),
-            masks=self.masks if self._dead else None,
+            masks=self._live or None,
             structure=self.structure,
             scores=self._random_scores() if self.score == "random" else None,
             variant=self.variant,
@@ -171,14 +172,15 @@ class SparsePretraining:
     def after_step(self) -> None:
         """Put pruned weights back to zero, after the optimiser's step: momentum and decay may have moved them."""
         _, prunable = self._attached()
-        for name, dead in self._dead.items():
-            prunable.weights[name].masked_fill_(dead, 0.0)
+        for name, live in self._live.items():
+            # As bytes: several times faster on a CPU than masked_fill_ or a product with bool.
+            prunable.weights[name].mul_(live.view(torch.uint8))
 
     def detach(self) -> None:
         """Let go of the model, which stays as it is."""
         for hook in self._hooks:
             hook.remove()
-        self._hooks, self._dead, self._prunable, self.events, self._last = [], {}, None, [], -1
+        self._hooks, self._live, self._prunable, self.events, self._last = [], {}, None, [], -1
 
     # ---- counting -----------------------------------------------------------------------------------------------
 
@@ -217,15 +219,15 @@ class SparsePretraining:
     def densities(self) -> dict[str, float]:
         """Active share of every prunable matrix: layers lose different shares, and a small one may vanish."""
         prunable = self._attached()[1]
-        dead = {name: float(mask.double().mean()) for name, mask in self._dead.items()}
-        return {name: 1 - dead.get(name, 0.0) for name in prunable.weights}
+        live = {name: float(mask.double().mean()) for name, mask in self._live.items()}
+        return {name: live.get(name, 1.0) for name in prunable.weights}
 
     @property
     def masks(self) -> dict[str, Tensor]:
         """``True`` where a weight is active, by name."""
         prunable = self._attached()[1]
         return {
-            name: ~self._dead[name] if name in self._dead else torch.ones_like(weight, dtype=torch.bool)
+            name: self._live[name].clone() if self._live else torch.ones_like(weight, dtype=torch.bool)
             for name, weight in prunable.weights.items()
         }
 
@@ -238,7 +240,7 @@ class SparsePretraining:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs: masks (a live weight may be zero by chance) and when was pruned."""
-        return {"events": [list(event) for event in self.events], "last": self._last, "dead": dict(self._dead)}
+        return {"events": [list(event) for event in self.events], "last": self._last, "masks": dict(self._live)}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state`.
@@ -247,23 +249,29 @@ class SparsePretraining:
             ValueError: the masks are of another model.
         """
         _, prunable = self._attached()
-        dead = dict(state["dead"])
-        for name, mask in dead.items():
+        masks = dict(state["masks"])
+        for name, mask in masks.items():
             weight = prunable.weights.get(name)
             if weight is None or weight.shape != mask.shape:
                 raise ValueError(f"the masks are of another model: {name} {tuple(mask.shape)} has no such weight here")
         self.events = [(int(step), int(active)) for step, active in state["events"]]
         self._last = int(state["last"])
-        if dead:
-            self._keep({name: ~mask.to(prunable.weights[name].device) for name, mask in dead.items()})
+        if masks:
+            self._keep({name: mask.to(prunable.weights[name].device) for name, mask in masks.items()})
 
     def _keep(self, masks: Mapping[str, Tensor]) -> None:
         prunable = self._attached()[1]
-        self._dead = {name: ~mask for name, mask in masks.items()}
+        self._live = {name: mask.contiguous() for name, mask in masks.items()}
+
+        def mask_gradient(name: str, weight: Tensor) -> None:
+            # In place, and before several processes add their gradients up.
+            if weight.grad is not None:
+                weight.grad.mul_(self._live[name].view(torch.uint8))
+
         if not self._hooks:
             # Only now: the model has reached its device.
             self._hooks = [
-                weight.register_hook(lambda gradient, name=name: gradient.masked_fill(self._dead[name], 0.0))
+                weight.register_post_accumulate_grad_hook(functools.partial(mask_gradient, name))
                 for name, weight in prunable.weights.items()
                 if weight.requires_grad
             ]
