@@ -140,3 +140,33 @@ def test_wrong_use_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="trains on one process"):
         SphericalHeadCallback().on_train_begin(Many(), None, None, model=Network(True))
+
+
+def test_bfloat16_training_leaves_the_head_exact(tmp_path: Path) -> None:
+    """The body computes in bfloat16 under autocast, the head in float32."""
+    model = Network(True).float()
+    data = columns()
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=20,
+        per_device_train_batch_size=12,
+        learning_rate=0.3,
+        optim="sgd",
+        bf16=True,
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    run = Trainer(
+        model,
+        arguments,
+        objective=SphericalObjective(),
+        train_dataset=range(12),
+        data_collator=lambda rows: {"x": data["x"][rows].float(), "labels": data["labels"][rows]},
+        callbacks=[SphericalHeadCallback()],
+    )
+    run.train()
+    assert model.classifier.steps == 20
+    assert model.classifier.v.dtype == torch.float32
+    assert max(model.classifier.consistency().values()) < 1e-6

@@ -127,3 +127,16 @@ def test_wrong_use_is_one_sentence(tmp_path: Path) -> None:
     options: dict[str, Any] = {"loss": "dise_loss"}
     with pytest.raises(ValueError, match=r"unknown loss 'dise_loss'.*dice_loss"):
         TokenTagger(**options).fit(sentences())
+
+
+def test_emerging_entities_of_social_media(real_data: Path) -> None:
+    """WNUT 2017 as it is: lines with a tab alone between tweets, odd characters; some steps by the Dice loss."""
+    if not (real_data / "wnut17").is_dir():
+        pytest.skip(f"no wnut17 in {real_data}")
+    train, test = (read_conll(real_data / "wnut17" / f"{part}.conll") for part in ("train", "test"))
+    assert (len(train), len(test)) == (3394, 1287)
+    types = {tag.partition("-")[2] for s in train for tag in s.tags if tag != "O"}
+    assert types == {"corporation", "creative-work", "group", "location", "person", "product"}
+    tagger = TokenTagger(loss="set_dice_loss(alpha=0.01)", max_steps=4, batch_size=16, width=32, layers=1)
+    scores = tagger.fit(train[:200]).evaluate(test[:50])
+    assert 0 <= scores.f1 <= 1
