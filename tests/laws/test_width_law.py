@@ -114,6 +114,14 @@ def test_tables_that_cannot_determine_the_law_are_refused(change: Any, message: 
         Width().fit(change(families()), bootstrap=0)
 
 
+def test_rows_without_a_group_are_dropped_and_counted() -> None:
+    frame = families()
+    frame.loc[:2, "corpus"] = None
+    fitted = Width().fit(frame, bootstrap=0)
+    assert fitted.parameters["alpha"] == pytest.approx(0.91, rel=1e-9)
+    assert "3 rows dropped: no family or corpus" in fitted.notes
+
+
 def test_unknown_headers_of_groups_are_named() -> None:
     with pytest.raises(InputError, match="no column 'serie': did you mean 'series'"):
         Width(by="serie").fit(families().rename(columns={"family": "series"}), bootstrap=0)

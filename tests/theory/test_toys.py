@@ -136,6 +136,15 @@ def test_results_are_summarised_fitted_and_drawn(trained: Toys, tmp_path: Path) 
         trained.table(0.5)
 
 
+def test_one_width_is_summarised_without_a_slope(tmp_path: Path) -> None:
+    toys = train_toys(feature_frequencies("power", 10), [3], training=SHORT)
+    assert "exponent" not in toys.summary()
+    assert "represented" in toys.summary()
+    toys.plot(tmp_path / "one.png")
+    with pytest.raises(ValueError, match="at least 3 different widths"):
+        toys.slopes()
+
+
 def test_wrong_input_is_named() -> None:
     p = feature_frequencies("power", 10)
     for problem, message in (

@@ -184,7 +184,9 @@ class Width(Law):
         if not headers or not self.offset:
             return (), read_table(source, self.needed, self.target, reading)
         # Names, not numbers: NaN among them is no group.
-        frame = frame.dropna(subset=headers).reset_index(drop=True)
+        whole = frame.dropna(subset=headers).reset_index(drop=True)
+        without = len(frame) - len(whole)
+        frame = whole
         labels = [" ".join(map(str, row)) for row in frame[headers].itertuples(index=False)]
         groups = known or tuple(dict.fromkeys(labels))
         if unknown := [label for label in labels if label not in groups]:
@@ -194,13 +196,16 @@ class Width(Law):
             table = read_table(frame, (*self.needed, _GROUP), self.target, reading)
         except InputError as error:
             raise InputError(str(error).replace("the table", name, 1)) from None
+        notes = table.notes
+        if without:
+            notes = (*notes, f"{without} rows dropped: no {' or '.join(headers)}")
         runs = table.runs
         if reading.run is None and len(headers) > 1:
             first = dict(zip(labels, frame[headers[0]].astype(str), strict=True))
             codes = table.columns["group"].astype(int) - 1
             widths = table.columns["width"]
             runs = np.array([f"{first[groups[c]]} {w:g}" for c, w in zip(codes, widths, strict=True)], dtype=str)
-        return groups, dataclasses.replace(table, runs=runs, source=name)
+        return groups, dataclasses.replace(table, runs=runs, notes=notes, source=name)
 
     def _headers(self, present: list[str], name: str) -> list[str]:
         if self.by is None:

@@ -66,6 +66,7 @@ class SuperpositionReport:
         norms: of the rows.
         represented: share of rows longer than 1/2, the paper's measure of its toys; language models have norms of
             their own scale.
+        strongly_represented: share of rows longer than 1.
         represented_of_mean: share of rows longer than half the mean norm.
         mean_square_overlap: over all pairs, exactly.
         centred_mean_square_overlap: the same after the mean row is taken away: softmax does not see it, and in trained
@@ -90,6 +91,7 @@ class SuperpositionReport:
     duplicates: int
     norms: Spread
     represented: float
+    strongly_represented: float
     represented_of_mean: float
     mean_square_overlap: float
     centred_mean_square_overlap: float
@@ -247,6 +249,7 @@ def superposition(
         duplicates=duplicates,
         norms=Spread.of(norms),
         represented=float((norms > 0.5).sum()) / found.rows,
+        strongly_represented=float((norms > 1).sum()) / found.rows,
         represented_of_mean=float((norms > 0.5 * norms.mean()).sum()) / found.rows,
         mean_square_overlap=plain.mean(),
         centred_mean_square_overlap=centred.mean(),

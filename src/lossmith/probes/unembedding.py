@@ -57,11 +57,12 @@ class Unembedding:
         if size < 1:
             raise ValueError(f"blocks need at least one row, got {size}")
         for first in range(0, self.rows, size):
-            block = self.read(first, min(first + size, self.rows))
+            # Widened first: the narrowest types know no isfinite.
+            block = self.read(first, min(first + size, self.rows)).to(dtype)
             if not block.isfinite().all():
                 row = first + int((~block.isfinite()).any(-1).nonzero()[0])
                 raise InputError(f"{self.parameter} of {self.name} has a value in row {row} that is not finite")
-            yield first, block.to(dtype)
+            yield first, block
 
 
 def find_unembedding(source: Any) -> Unembedding:

@@ -96,7 +96,7 @@ class ToyTraining:
         return self.learning_rate * (8 / width) ** self.rate_power, bias * (8 / width) ** self.bias_rate_power
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Toys:
     """Trained toys: a grid of weight decays, seeds and widths; one more dimension in front for several frequencies.
 
@@ -166,18 +166,23 @@ class Toys:
         return law.fit(self.table(weight_decay), bootstrap=bootstrap, seed=seed, calibrated=False)
 
     def summary(self) -> str:
-        """A line per weight decay: exponent, fit, share represented, overlaps; means over seeds."""
+        """A line per weight decay: exponent (of 3 widths or more), share represented, overlaps; means over seeds."""
         self._one()
-        slopes, shares, overlaps = self.slopes(), self.represented(), self.overlaps()
+        shares, overlaps = self.represented(), self.overlaps()
+        slopes = self.slopes() if len(self.widths) >= 3 else None
         across = torch.tensor(self.widths, dtype=torch.float64)
         lines = [
             f"{len(self.probabilities)} features, widths {', '.join(map(str, self.widths))}; "
             f"{len(self.seeds)} seed{'s' * (len(self.seeds) != 1)}"
         ]
         for row, decay in enumerate(self.weight_decays):
+            slope = (
+                ""
+                if slopes is None
+                else (f"exponent {slopes.exponent[row].mean():.2f} (R² {slopes.r_squared[row].mean():.2f}); ")
+            )
             lines.append(
-                f"  weight decay {decay:g}: exponent {slopes.exponent[row].mean():.2f} "
-                f"(R² {slopes.r_squared[row].mean():.2f}); represented {_span(shares[row].mean(0))}; "
+                f"  weight decay {decay:g}: {slope}represented {_span(shares[row].mean(0))}; "
                 f"width x mean squared overlap {_span((overlaps[row] * across).mean(0))}"
             )
         return "\n".join(lines)
