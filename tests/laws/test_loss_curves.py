@@ -147,7 +147,8 @@ def test_rows_without_a_loss_repeated_steps_and_step_0_do_not_count() -> None:
     ])  # fmt: skip
     (curve,) = read_curves(logged)
     np.testing.assert_array_equal(curve.steps, STEPS)
-    assert "logged twice" in curve.notes[0]
+    assert "1 of 13 rows dropped: the loss is missing or NaN" in curve.notes[0]
+    assert "logged twice" in curve.notes[1]
 
 
 def test_a_schedule_stands_in_for_a_learning_rate_that_was_not_logged() -> None:

@@ -264,6 +264,9 @@ def _curve(
     # Learning rate and validation loss are often logged in different rows: each is taken from its own.
     if not len(measured):
         raise InputError(f"{name}: no row has both a step ('{step}') and a loss ('{loss}')")
+    together = rate in frame.columns and frame.loc[measured.index, rate].notna().all()
+    if together and (holes := int((frame[rate].notna() & rows[loss].isna()).sum())):
+        notes.append(f"{name}: {holes} of {len(rows)} rows dropped: the loss is missing or NaN")
     measured = measured.sort_values(step, kind="stable")
     repeated = measured.duplicated(step, keep="last")
     if repeated.any():
