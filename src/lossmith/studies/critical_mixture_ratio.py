@@ -254,8 +254,8 @@ STUDY = Study(
     notes=(
         "general/loss and domain/loss: nats per token on held-out text; general/fall: how far general loss has come "
         "down from its highest point; held_out/percent: domain loss at the share of 25 %, in percent of the measured "
-        "one; critical/ratio: the law's critical share at a tolerance of 0.05 nats, critical/trend: the one that the turns "
-        "alone would allow.",
+        "one; critical/ratio: the law's critical share at a tolerance of 0.05 nats, critical/trend: the one that the "
+        "turns alone would allow.",
         "law, line and half train no model: their losses are predictions of those at 25 %, their cost that of the runs "
         "they are made from.",
     ),
