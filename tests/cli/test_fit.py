@@ -166,7 +166,12 @@ def test_advise_gives_numbered_recommendations_and_a_grid(tmp_path: Path) -> Non
         (["advise", "{table}", "--loss", "final", "--target", "-3"], "target_params must be positive"),
     ],
 )  # fmt: skip
-def test_mistakes_get_one_sentence(words: list[str], message: str, table: Path, fitted: Path) -> None:
+def test_mistakes_get_one_sentence(
+    words: list[str], message: str, table: Path, fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
     with pytest.raises(InputError, match=message) as caught:
         run(*(word.format(table=table, fitted=fitted) for word in words))
     assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.iterdir()) == before

@@ -79,6 +79,7 @@ def fit(
     `lossmith fit curves/ --law lr-annealing`
     """
     from lossmith.laws import Reading
+    from lossmith.laws.plots import check_picture
 
     headers = {"loss": loss, "params": params, "tokens": tokens, "flops": flops}
     named = {name: header for name, header in headers.items() if header is not None}
@@ -100,16 +101,18 @@ def fit(
             raise InputError("--by goes with neither --schedule nor --plot nor --backtest")
         _fit_families(built, source, by, reading, bootstrap, seed, jobs, out, as_json)
         return
+    if plot is not None:
+        check_picture(plot)
     fitted = _fit(built, source, reading, bootstrap, seed, as_json, **extra)
     target = out if out is not None else Path("fitted.json")
-    fitted.to_json(target)
-    if plot is not None:
-        fitted.plot(plot)
     tested = None
     if backtest:
         from lossmith.laws import backtest as run_backtest
 
         tested = run_backtest(built, fitted.table, bootstrap=bootstrap or 200, seed=seed)
+    fitted.to_json(target)
+    if plot is not None:
+        fitted.plot(plot)
     if as_json:
         shown = {**_short(fitted), "file": str(target)}
         if tested is not None:

@@ -92,11 +92,21 @@ def plan_figure(fitted: Fitted, plan: Plan) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: str | Path) -> Path:
-    """Write a figure, whole or not at all."""
+def check_picture(path: str | Path) -> Path:
+    """The path of a picture, by its ending.
+
+    Raises:
+        InputError: another ending.
+    """
     path = Path(path)
     if path.suffix.lower() not in _FORMATS:
         raise InputError(f"cannot write a plot to {path}: the name must end in {', '.join(_FORMATS)}")
+    return path
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write a figure, whole or not at all."""
+    path = check_picture(path)
     buffer = io.BytesIO()
     figure.savefig(buffer, format=path.suffix[1:].lower(), metadata={"Date": None} if path.suffix == ".svg" else None)
     return write_bytes(path, buffer.getvalue())
