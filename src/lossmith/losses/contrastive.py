@@ -150,7 +150,9 @@ def choose_rationale(
         return torch.full(losses.shape[:-1], -1, dtype=torch.long, device=losses.device)
     key = losses.detach()
     if scheme == "sampling":
-        key = torch.rand(losses.shape, generator=generator, device=losses.device, dtype=losses.dtype)
+        # A generator draws on its own device only.
+        device = losses.device if generator is None else generator.device
+        key = torch.rand(losses.shape, generator=generator, device=device).to(losses.device)
     least = positive == (scheme == "minmax")
     key = key.masked_fill(~mask, math.inf if least else -math.inf)
     column = key.argmin(-1) if least else key.argmax(-1)
