@@ -10,6 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .features import feature_frequencies, sample_features, with_density
+    from .head_complexity import FeaturePoint, SweepPoint, complexity_sweep, complexity_sweep_features
+    from .hidden_markov import HiddenMarkov, Posterior, entropy_rate, fit_hidden_markov
+    from .linear_gaussian import (
+        LinearGaussianHMM,
+        MinNormHead,
+        Population,
+        conditional_risk,
+        deterministic_equivalent,
+        excess_risk,
+        theoretical_risk,
+    )
     from .overlaps import mean_absolute_overlap, mean_square_overlap, represented, welch_bound
     from .representation_learning import FreeFeatures, balanced_start, descend, rank_trajectory, singular_speeds
     from .signed_decay import SignedDecayAdamW, signed_decay_
@@ -17,7 +28,18 @@ if TYPE_CHECKING:
     from .toys import Toys, ToyTraining, train_toys
 
 _HOMES = {
+    "head_complexity": ("FeaturePoint", "SweepPoint", "complexity_sweep", "complexity_sweep_features"),
     "features": ("feature_frequencies", "sample_features", "with_density"),
+    "hidden_markov": ("HiddenMarkov", "Posterior", "entropy_rate", "fit_hidden_markov"),
+    "linear_gaussian": (
+        "LinearGaussianHMM",
+        "MinNormHead",
+        "Population",
+        "conditional_risk",
+        "deterministic_equivalent",
+        "excess_risk",
+        "theoretical_risk",
+    ),
     "overlaps": ("mean_absolute_overlap", "mean_square_overlap", "represented", "welch_bound"),
     "representation_learning": (
         "FreeFeatures",
@@ -32,14 +54,28 @@ _HOMES = {
 }
 
 __all__ = [
+    "FeaturePoint",
     "FreeFeatures",
+    "HiddenMarkov",
+    "LinearGaussianHMM",
+    "MinNormHead",
+    "Population",
+    "Posterior",
     "SignedDecayAdamW",
+    "SweepPoint",
     "ToyTraining",
     "Toys",
     "balanced_start",
+    "complexity_sweep",
+    "complexity_sweep_features",
+    "conditional_risk",
     "descend",
+    "deterministic_equivalent",
+    "entropy_rate",
+    "excess_risk",
     "expected_exponent",
     "feature_frequencies",
+    "fit_hidden_markov",
     "loglog_slope",
     "mean_absolute_overlap",
     "mean_square_overlap",
@@ -48,6 +84,7 @@ __all__ = [
     "sample_features",
     "signed_decay_",
     "singular_speeds",
+    "theoretical_risk",
     "toy_loss",
     "toy_outputs",
     "train_toys",
