@@ -235,3 +235,12 @@ def test_run_records_bring_their_counts(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no finished run records with counts"):
         AverageParameter().fit(tmp_path / "empty", bootstrap=0)
+
+
+def test_on_the_published_points_it_is_chinchillas_fit(real_data: Path) -> None:
+    """The 245 points of Hoffmann et al.'s figure 4, all dense."""
+    source = real_data / "chinchilla" / "svg_extracted_data.csv"
+    ours = AverageParameter().fit(source, bootstrap=0, sparsity=0.0)
+    theirs = Chinchilla().fit(source, bootstrap=0)
+    assert len(ours.table) == 245
+    assert ours.parameters == theirs.parameters

@@ -293,7 +293,7 @@ def _counted(table: Table, name: str, frame: pd.DataFrame) -> dict[str, Array]:
         given["final_params"] = given["params"] * (1 - sparsity)
     if derived_tokens:
         # The compute of a run is 6 Nbar D.
-        given["tokens"] = given["tokens"] * given["params"] / given["avg_params"]
+        given["tokens"] = given["tokens"] * (given["params"] / given["avg_params"])
     kept = ("avg_params", "params", "final_params", "tokens", "loss")
     return {column: given[column] for column in kept if column in given}
 
