@@ -75,6 +75,7 @@ def experiment(arm: str, seed: int, options: Mapping[str, Any], folder: Path) ->
     ratio = critical.ratio + (STEP if arm == "above" else -STEP)
     # To a thousandth: runs are kept by their share.
     log = mixture_log(seed, round(min(max(ratio, 0.0), 1.0), 3), options)
+    write_logs(options)
     return _measured(arm, log, seed, options)
 
 
