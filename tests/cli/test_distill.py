@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from lossmith.cli import app
 from lossmith.data import load_tokenizer, train_tokenizer
 from lossmith.errors import InputError
-from lossmith.training.distill_language_model import distill_language_model
+from lossmith.training import distill_language_model
 from lossmith.training.models import build_model
 
 SIZES = ("--max-prompt", 12, "--max-completion", 8, "--batch-size", 4, "--phrases", "words")

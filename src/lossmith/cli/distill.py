@@ -54,7 +54,7 @@ def distill(
     """
     from lossmith.data import read_completions
     from lossmith.errors import InputError, did_you_mean
-    from lossmith.training.distill_language_model import check_empty, distill_language_model
+    from lossmith.training.language_model_distillation import check_empty, distill_language_model
     from lossmith.training.models import DTYPES
 
     check_empty(out)

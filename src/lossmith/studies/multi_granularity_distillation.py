@@ -339,7 +339,7 @@ STUDY = Study(
     lower_is_better=False,
     better={"exact": "higher", "loss": "lower", "teacher_kl": "lower"},
     claims=CLAIMS,
-    seeds={"smoke": 2, "quick": 3, "full": 3},
+    seeds={"smoke": 2, "quick": 5, "full": 3},
     options={
         "smoke": {
             **SMALL,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lossmith.training.continual import MixtureLog, MixtureRows, MixtureTrainer, continual_pretraining
-    from lossmith.training.distill_language_model import DistilledModel, distill_language_model
     from lossmith.training.distillation import Distillation
     from lossmith.training.dual_head import DualHeadDistillation, GradientAlignedTrainer, gradient_cosines
+    from lossmith.training.language_model_distillation import DistilledModel, distill_language_model
     from lossmith.training.multi_granularity import MultiGranularityCallback, MultiGranularityDistillation
     from lossmith.training.objectives import Classification, ExampleEvaluation, NextToken, Objective
     from lossmith.training.rationale_distillation import RationaleDistillation
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Classification": "objectives",
     "Distillation": "distillation",
-    "DistilledModel": "distill_language_model",
+    "DistilledModel": "language_model_distillation",
     "DualHeadDistillation": "dual_head",
     "DynamicReweightedLoss": "reweighting",
     "Evaluation": "trainer",
@@ -63,7 +63,7 @@ _HOMES = {
     "Trainer": "trainer",
     "continual_pretraining": "continual",
     "correct_and_regenerate": "sequence_revision",
-    "distill_language_model": "distill_language_model",
+    "distill_language_model": "language_model_distillation",
     "find_error_positions": "sequence_revision",
     "generate_texts": "text_sampling",
     "gradient_cosines": "dual_head",
