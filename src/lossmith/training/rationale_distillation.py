@@ -42,7 +42,7 @@ class RationaleDistillation:
         margin: nats per token up to which to move away.
         scheme: which rationales of a question count; see the loss.
         all_at_once: compute the gradient of all rationales, and not of the two chosen only. The same numbers
-            (without dropout) for more time and memory. Schemes that count all rationales always do.
+            (without dropout) for about twice the memory. Schemes that count all rationales always do.
         rows_at_once: rationales per forward pass while choosing.
         seed: of the choices of ``scheme="sampling"``.
 

@@ -104,8 +104,8 @@ class RationaleTrainer(Trainer):
     ``negative_lag`` and the checkpoints call for) and ``negatives-<iteration>.jsonl``. A checkpoint also holds the
     judge and its optimiser, so that a resumed run goes on as if it had not stopped.
 
-    One process, and no gradient scaler (float16): the judge is not wrapped. While the judge learns, example weights must
-    not depend on losses.
+    One process, and no gradient scaler (float16): the judge is not wrapped. While the judge learns, example weights
+    must not depend on losses.
 
     Logged besides the usual: ``answer_loss``, ``contrast_loss``, ``judge_loss``, and the mean cross entropies of the
     chosen rationales, ``positive_loss`` and ``negative_loss``. Pushing bad rationales away makes good ones less likely,
