@@ -132,3 +132,34 @@ def test_a_mixture_has_no_epochs(model: Any, tmp_path: Path) -> None:
     args = transformers.TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
     with pytest.raises(ValueError, match="max_steps"):
         MixtureTrainer(model, args, parts=[range(2)], shares=[1.0])
+
+
+def test_a_resumed_mixture_is_the_uninterrupted_one(
+    model: Any, corpus: PreparedCorpus, rows: MixtureRows, tmp_path: Path
+) -> None:
+    def train(folder: Path, resume: str | None = None) -> Any:
+        args = transformers.TrainingArguments(
+            str(folder),
+            max_steps=8,
+            per_device_train_batch_size=4,
+            save_steps=5,
+            lr_scheduler_type="constant",
+            use_cpu=True,
+            report_to="none",
+            disable_tqdm=True,
+        )
+        trainer = MixtureTrainer(
+            copy.deepcopy(model),
+            args,
+            objective=NextToken(),
+            parts=[rows.general, rows.domain],
+            shares=[2 / 3, 1 / 3],
+            train_dataset=corpus.train,
+            data_collator=PaddedCollator(0),
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer.model
+
+    whole, resumed = train(tmp_path / "a"), train(tmp_path / "b", str(tmp_path / "a" / "checkpoint-5"))
+    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
