@@ -63,6 +63,28 @@ def test_a_law_that_holds_is_extended_to_the_validation_loss(tmp_path: Path, val
     assert found.held > 0.7
 
 
+@pytest.mark.slow
+def test_a_real_run_of_twice_the_budget_ends_inside_the_interval(tmp_path: Path) -> None:
+    """Two comparisons of one model on the embedded corpus, the second with twice the tokens."""
+    from lossmith.studies.compare import run_compare
+    from lossmith.studies.settings import Execution, make_settings
+
+    ends = []
+    for tokens in (150_000, 300_000):
+        settings = make_settings({
+            "arms": ["baseline"], "model": "nano", "vocab_size": 512, "tokens": tokens, "seeds": 2,
+            "eval_tokens": 10_000,
+        })  # fmt: skip
+        made = run_compare(settings, Execution(out=tmp_path / str(tokens), jobs=1))
+        ends.append((made.forecasts[0], np.mean([run.metrics["eval/loss"] for run in made.runs])))
+    (found, _), (_, measured) = ends
+    assert found.reason == ""
+    assert found.points[0].times == 2
+    assert found.points[0].tokens == pytest.approx(300_000, rel=0.05)
+    assert found.points[0].low < measured < found.points[0].high
+    assert found.points[0].high - found.points[0].low < 1.5
+
+
 def test_what_cannot_be_forecast_says_why(tmp_path: Path) -> None:
     folders = [record(tmp_path / "a")]
     assert "no run finished" in forecast("a", []).reason

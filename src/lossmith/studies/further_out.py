@@ -3,7 +3,7 @@
 The law is fitted to the losses of all seeds of an arm and asked for the same schedule stretched over a larger budget.
 Where the validation loss was measured too seldom, the law is fitted to the training loss, averaged over windows, and
 moved to the validation loss by their mean ratio. The runs of an arm have one schedule, along which annealing and
-progress go together: the intervals say so.
+progress go together, and short runs are no place for the law: the intervals say both.
 """
 
 from __future__ import annotations
@@ -65,14 +65,26 @@ def _forecast(
     fitted = law.fit(curves, bootstrap=_REFITS)
     factor = 1.0 if validated else _ratio(fitted, records, rates)
     tokens = float(np.mean([max(line.get("tokens") or 0 for line in record) for record in records]))
+    missed, at_end, held = _missed(law, curves, level)
     points = []
     for times in TIMES:
         longer = stretched(rates, round(times * len(rates)))
         found = fitted.interval(level, kind="law", schedule=longer, at=longer.length)
-        low, value, high = (float(factor * part[0]) for part in (found.low, found.value, found.high))
+        low, value, high = _with_misses(*(factor * float(part[0]) for part in (found.low, found.value, found.high)),
+                                        size=max(missed, abs(at_end)), times=times)  # fmt: skip
         points.append(ForecastPoint(times, round(times * tokens), value, low, high))
-    missed, at_end, held = _missed(law, curves, level)
     return Forecast(arm, tuple(points), FIRST, missed, at_end, held, level)
+
+
+def _with_misses(low: float, value: float, high: float, *, size: float, times: float) -> tuple[float, float, float]:
+    """Widen an interval by how far the law was off within the runs, grown with the logarithm of the budget.
+
+    Refits know nothing of what the law itself gets wrong. The only evidence of that is the miss over the rest of the
+    runs, which is an extrapolation by ``1 / FIRST``.
+    """
+    grown = size * math.log(times) / math.log(1 / FIRST)
+    below, above = math.hypot(math.log(value / low), grown), math.hypot(math.log(high / value), grown)
+    return value * math.exp(-below), value, value * math.exp(above)
 
 
 def _missed(law: LRAnnealing, curves: Sequence[LossCurve], level: float) -> tuple[float, float, float]:
