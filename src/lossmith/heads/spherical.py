@@ -170,7 +170,7 @@ class SphericalHead(nn.Module):
         self._strain, self._looked = 0.0, 0
         self.register_buffer("strain", torch.zeros((), dtype=torch.float64))
         self.register_buffer("looked", torch.zeros((), dtype=torch.int64))
-        self._version = 0  # changes whenever what a forward pass has left behind becomes void
+        self._changes = 0  # each makes void what a forward pass has left behind
         self._working: dict[str, Tensor] = {}
         self.register_load_state_dict_post_hook(lambda module, _: module._read_counters())
 
@@ -493,7 +493,7 @@ class SphericalHead(nn.Module):
 
     def _changed(self) -> None:
         self._working = {}
-        self._version += 1
+        self._changes += 1
 
     def _checked(self, hidden: Tensor) -> Tensor:
         if hidden.ndim == 0 or hidden.shape[-1] != self.in_features:

@@ -69,7 +69,7 @@ class SphericalLosses(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, indices: Tensor, values: Tensor, head: SphericalHead) -> Tensor:
         """See :class:`lossmith.heads.SphericalHead`."""
         losses, gradient = head._forward(hidden.detach(), indices, values)
-        ctx.head, ctx.gradient, ctx.version = head, gradient, head._version
+        ctx.head, ctx.gradient, ctx.changes = head, gradient, head._changes
         return losses
 
     @staticmethod
@@ -78,7 +78,7 @@ class SphericalLosses(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise RuntimeError("a spherical head has no second derivatives; take those of the dense loss of its scores")
         head, g = ctx.head, ctx.gradient
-        if ctx.version != head._version:
+        if ctx.changes != head._changes:
             raise RuntimeError(
                 "the head has made a step or was materialised since this loss was computed; run the forward pass again"
             )
