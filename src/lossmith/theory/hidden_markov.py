@@ -9,6 +9,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+# Places between two divisions by the mass.
+_EVERY = 4
+# A mass below this has lost digits, or everything.
+_TOO_SMALL = {torch.float64: 1e-250, torch.float32: 1e-30}
+
 
 class Posterior(NamedTuple):
     """What a batch of sequences says of its states.
@@ -106,22 +111,32 @@ class HiddenMarkov:
         """Forward-backward over a batch; arguments as of :meth:`log_likelihood`."""
         lengths = self._check(tokens, lengths)
         alphas, likelihood, scales, emitted = self._forward(tokens, lengths)
-        length, batch, k = alphas.shape
-        beta = alphas.new_ones(batch, k)
-        states = torch.zeros_like(alphas)
-        left = torch.zeros_like(alphas)
-        right = torch.zeros_like(alphas)
-        for i in reversed(range(length)):
-            inside = (i < lengths)[:, None]
-            states[i] = torch.where(inside, alphas[i] * beta, 0)
-            if i:
-                # What comes from behind the end is 1: a sequence begins its way back at its own end.
-                pulled = torch.where(inside, beta * emitted[i] / scales[i][:, None], 0)
-                left[i], right[i] = alphas[i - 1], pulled
-                beta = torch.where(inside, pulled @ self.transition.T, beta)
-        # One product over all places instead of one outer product for each.
-        moves = (left.reshape(-1, k).T @ right.reshape(-1, k)) * self.transition
-        return Posterior(likelihood, states.transpose(0, 1), moves)
+        k, length, _ = alphas.shape
+        betas, pulled = torch.empty_like(alphas), torch.empty_like(alphas)
+        back, pull, out = betas.unbind(1), pulled.unbind(1), emitted.unbind(1)
+        betas[:, -1] = 1
+        for i in range(length - 1, 0, -1):
+            torch.mul(back[i], out[i], out=pull[i])
+            torch.mm(self.transition, pull[i], out=back[i - 1])
+            if i % _EVERY == 0:
+                # Any factor will do: states and moves are normalised at the end.
+                back[i - 1].div_(back[i - 1].sum(0))
+        states = betas.mul_(alphas)
+        mass = states.sum(0)
+        states /= mass
+        # Σ alpha_{i-1} A pulled_i is the mass at i before alpha_i was scaled.
+        pulled[:, 1:] /= mass[1:] * scales[1:]
+        if int(lengths.min()) < length:
+            outside = torch.arange(length)[:, None] >= lengths
+            states[:, outside] = 0
+            pulled[:, outside] = 0
+        impossible = ~torch.isfinite(likelihood) | ~(mass > 0).all(0)
+        if bool(impossible.any()):
+            states[:, :, impossible] = 0
+            pulled[:, :, impossible] = 0
+        # One product over all places instead of one for each.
+        moves = (alphas[:, :-1].reshape(k, -1) @ pulled[:, 1:].reshape(k, -1).T) * self.transition
+        return Posterior(likelihood, states.permute(2, 1, 0), moves)
 
     def viterbi(
         self, tokens: Int[Tensor, "sequences length"], lengths: Int[Tensor, " sequences"] | None = None
@@ -161,28 +176,34 @@ class HiddenMarkov:
         return lengths
 
     def _forward(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Normalised forward variables by place, log-likelihoods, their scales and emissions.
+        """Forward variables by place, log-likelihoods, what was divided by, emissions.
 
-        Scaling at every place keeps digits; where a sum is 0 the sequence is impossible, or so nearly that only
-        logarithms can tell.
+        Behind a sequence's end every token is certain (emission 1): moves keep the mass, so that nothing changes there.
+        Dividing by the mass every few places keeps digits; where it becomes too small a sequence is impossible, or so
+        nearly that only logarithms can tell.
         """
-        safe = torch.where(torch.arange(tokens.shape[1]) < lengths[:, None], tokens, 0)
-        emitted = self.emission.T[safe.T]  # (length, sequences, states)
+        length = tokens.shape[1]
+        outside = (torch.arange(length) >= lengths[:, None]).T
+        safe = torch.where(outside, 0, tokens.T)
+        # (states, length, sequences): long rows are what vector units like.
+        emitted = self.emission.index_select(1, safe.reshape(-1)).view(-1, *safe.shape)
+        if bool(outside.any()):
+            emitted[:, outside] = 1
         alphas = torch.empty_like(emitted)
-        scales = emitted.new_ones(emitted.shape[:2])
-        alpha = self.start.expand(len(tokens), -1)
-        shortest = int(lengths.min())
-        for i in range(len(emitted)):
-            product = (alpha @ self.transition if i else alpha) * emitted[i]
-            scale = product.sum(-1)
-            if i >= shortest:
-                inside = i < lengths
-                product = torch.where(inside[:, None], product, alpha)
-                scale = torch.where(inside, scale, 1)
-            scales[i] = scale
-            alpha = torch.div(product, scale.clamp_min(torch.finfo(scale.dtype).tiny)[:, None], out=alphas[i])
-        likelihood = scales.log().sum(0)
-        failed = (scales < torch.finfo(scales.dtype).tiny).any(0)
+        scales = emitted.new_ones(safe.shape)
+        torch.mul(emitted[:, 0], self.start[:, None], out=alphas[:, 0])
+        forward, out = alphas.unbind(1), emitted.unbind(1)
+        moved, forwards = torch.empty_like(forward[0]), self.transition.T.contiguous()
+        for i in range(1, length):
+            torch.mm(forwards, forward[i - 1], out=moved)
+            torch.mul(moved, out[i], out=forward[i])
+            if i % _EVERY == 0:
+                torch.sum(forward[i], 0, out=scales[i])
+                forward[i].div_(scales[i])
+        last = forward[-1].sum(0)
+        likelihood = scales.log().sum(0) + last.log()
+        least = torch.minimum(scales.amin(0), last)
+        failed = ~(least > _TOO_SMALL[least.dtype])
         if bool(failed.any()):
             likelihood[failed] = self._forward_in_logarithms(tokens[failed], lengths[failed])
         return alphas, likelihood, scales, emitted
@@ -228,15 +249,16 @@ def fit_hidden_markov(
     ends = lengths if lengths is not None else torch.full((len(tokens),), tokens.shape[1])
     inside = (torch.arange(tokens.shape[1]) < ends[:, None]).double()
     count = float(inside.sum())
-    one_hot = torch.nn.functional.one_hot(torch.where(inside.bool(), tokens, 0), size).double()
+    places = torch.where(inside.bool(), tokens, 0).reshape(-1)
     log: list[float] = []
     for _ in range(max_steps):
         found = model.posterior(tokens, lengths)
         log.append(float(found.log_likelihood.sum()) / count)
         if len(log) > 1 and log[-1] - log[-2] < tolerance:
             return model, log
-        emitted = torch.einsum("blk,blv->kv", found.states, one_hot)
-        model = HiddenMarkov(_rows(found.states[:, 0].sum(0)), _rows(found.transitions), _rows(emitted))
+        emitted = torch.zeros(size, states, dtype=torch.float64)
+        emitted.index_add_(0, places, found.states.reshape(-1, states))
+        model = HiddenMarkov(_rows(found.states[:, 0].sum(0)), _rows(found.transitions), _rows(emitted.T))
     log.append(float(model.log_likelihood(tokens, lengths).sum()) / count)
     return model, log
 

@@ -226,8 +226,7 @@ class MinNormHead:
 
 
 def _pseudo_inverse(x: Array) -> Array:
-    inverse: Array = np.linalg.pinv(x, rcond=max(x.shape) * np.finfo(np.float64).eps)
-    return inverse
+    return np.asarray(np.linalg.pinv(x, rcond=max(x.shape) * np.finfo(np.float64).eps), dtype=np.float64)
 
 
 def excess_risk(head: MinNormHead | Array, population: Population) -> float:
