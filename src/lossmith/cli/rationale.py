@@ -127,6 +127,7 @@ def fit(
     chosen = {"beta": beta, "margin": margin, "scheme": scheme}
     options = {name: value for name, value in chosen.items() if value is not None}
     rate = learning_rate if learning_rate is not None else (5e-5 if student else 2e-3)
+    _without_bars()
     try:
         made = RationaleStudent(
             student,
@@ -216,10 +217,18 @@ def _teacher(name: str, examples: list[tuple[str, str]], max_new_tokens: int, se
     return ModelTeacher(model, tokenizer, examples=examples, max_new_tokens=max_new_tokens, seed=seed)
 
 
+def _without_bars() -> None:
+    """Reading and writing a file of weights is no long work."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+
+
 def _load(student: str) -> RationaleStudent:
     from lossmith.errors import InputError
     from lossmith.tasks.text import RationaleStudent
 
+    _without_bars()
     try:
         return RationaleStudent.from_pretrained(student)
     except InputError:
