@@ -83,6 +83,7 @@ def distill(
         max_completion=max_completion,
         dtype=dtype,
         seed=seed,
+        report=lambda line: typer.echo(line, err=True),
     )
     made.save_pretrained(out)
     typer.echo(f"{len(pairs)} completions, {made.steps} steps; saved in {out}")

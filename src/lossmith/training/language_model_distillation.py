@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ def distill_language_model(
     dtype: str = "float32",
     replay_threshold: float | None = None,
     seed: int = 0,
+    report: Callable[[str], None] | None = None,
     **options: Any,
 ) -> DistilledModel:
     """Distil one Hugging Face causal language model into another on prompts with completions.
@@ -86,6 +88,7 @@ def distill_language_model(
         dtype: of both models.
         replay_threshold: begin a :class:`lossmith.training.ReplaySchedule` there; ``None``: new responses in each step.
         seed: of order, samples and the band's network.
+        report: told a line of progress now and then.
         **options: of :class:`lossmith.training.MultiGranularityDistillation`.
 
     Raises:
@@ -144,7 +147,7 @@ def distill_language_model(
             data_seed=seed,
             eval_strategy="steps" if judged and replay is not None else "no",
             eval_steps=max(1, steps // 10),
-            logging_steps=max(1, steps // 50),
+            logging_steps=-(-steps // 20),
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
@@ -157,13 +160,32 @@ def distill_language_model(
             train_dataset=rows,
             eval_dataset=judged or None,
             data_collator=CompletionCollator(int(tokenizer.pad_token_id)),  # type: ignore[arg-type]
-            callbacks=[callback],
+            callbacks=[callback, *([_progress(report)] if report is not None else [])],
         )
+        trainer.remove_callback(transformers.PrinterCallback)
         before = trainer.evaluate()["eval_loss"] if judged else None
         trainer.train()
         after = trainer.evaluate()["eval_loss"] if judged else None
     model = detach_adaptive_clipped_kl(models[1]).eval()
     return DistilledModel(model, tokenizer, steps, before, after, tuple(callback.history))
+
+
+def _progress(report: Callable[[str], None]) -> Any:
+    """A callback that tells step, loss and the time that is left."""
+    from transformers.trainer_callback import TrainerCallback
+
+    class Progress(TrainerCallback):
+        started = 0.0
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.started = time.monotonic()
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if logs and "loss" in logs and state.global_step:
+                left = (time.monotonic() - self.started) / state.global_step * (state.max_steps - state.global_step)
+                report(f"step {state.global_step}/{state.max_steps}, loss {logs['loss']:.4f}, about {left:.0f} s left")
+
+    return Progress()
 
 
 def check_empty(folder: Path) -> None:
