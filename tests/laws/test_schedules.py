@@ -13,18 +13,17 @@ from transformers.optimization import get_wsd_schedule
 
 from lossmith.errors import InputError
 from lossmith.laws import LossCurve, every_step, schedule, warmup_steps
+from lossmith.laws.recorded_schedules import from_scheduler, stretched
 from lossmith.laws.schedules import (
     SCHEDULES,
     chain,
     constant,
     cosine,
     cyclic,
-    from_scheduler,
     inverse_sqrt,
     linear,
     listed,
     multi_step,
-    stretched,
     wsd,
 )
 

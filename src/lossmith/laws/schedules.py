@@ -66,8 +66,10 @@ class Schedule:
         total = self.length if self.length is not None else steps
         if total is None:
             raise InputError(f"schedule {self.spec} has no length of its own: say how many steps")
-        wanted = _whole("steps", total if steps is None else steps, least=1)
-        return np.asarray(self.rule(np.arange(wanted, dtype=np.float64), _whole("steps", total, least=1)), np.float64)
+        wanted = whole_number("steps", total if steps is None else steps, least=1)
+        return np.asarray(
+            self.rule(np.arange(wanted, dtype=np.float64), whole_number("steps", total, least=1)), np.float64
+        )
 
     def lambda_lr(self, optimizer: Optimizer, steps: int | None = None, *, last_epoch: int = -1) -> LambdaLR:
         """The schedule for an optimiser whose own learning rate is the peak, as Hugging Face's schedulers take it.
@@ -94,7 +96,7 @@ class Schedule:
 
 def constant(peak: float, *, warmup: float = 0) -> Schedule:
     """A linear warm-up from 0, then always ``peak`` (``constant_with_warmup`` in Hugging Face)."""
-    peak = _rate("peak", peak)
+    peak = positive_rate("peak", peak)
     return _made("constant", locals(), lambda i, total: _warmed(i, _count(warmup, total), peak, np.full(len(i), peak)))
 
 
@@ -110,7 +112,7 @@ def cosine(
         floor: last rate.
         cycles: waves; 0.5 only falls.
     """
-    peak, floor = _rate("peak", peak), _floor(floor, peak)
+    peak, floor = positive_rate("peak", peak), _floor(floor, peak)
 
     def rule(i: Array, total: int) -> Array:
         progress = _progress(i, _count(warmup, total), total)
@@ -121,7 +123,7 @@ def cosine(
 
 def linear(peak: float, *, steps: int | None = None, warmup: float = 0, floor: float = 0.0) -> Schedule:
     """A straight line from ``peak`` to ``floor`` after a linear warm-up (``linear`` in Hugging Face)."""
-    peak, floor = _rate("peak", peak), _floor(floor, peak)
+    peak, floor = positive_rate("peak", peak), _floor(floor, peak)
 
     def rule(i: Array, total: int) -> Array:
         begun = _count(warmup, total)
@@ -151,7 +153,7 @@ def wsd(
         shape: of the decay: ``linear``, ``cosine``, ``1-sqrt`` or ``exponential`` (which needs a floor above 0).
         steps: of the whole training, where ``stable`` does not say it.
     """
-    peak, floor = _rate("peak", peak), _floor(floor, peak)
+    peak, floor = positive_rate("peak", peak), _floor(floor, peak)
     if shape not in _DECAYS:
         raise InputError(f"shape must be one of {', '.join(_DECAYS)}, got '{shape}'")
     if shape == "exponential" and floor == 0:
@@ -196,7 +198,7 @@ def multi_step(
         warmup: linear, from 0.
         steps: of the whole training.
     """
-    peak = _rate("peak", peak)
+    peak = positive_rate("peak", peak)
     places = [milestones] if isinstance(milestones, int | float) else list(milestones)
     if isinstance(factor, int | float):
         levels = [float(factor) ** (k + 1) for k in range(len(places))]
@@ -224,7 +226,7 @@ def inverse_sqrt(peak: float, *, warmup: float = 0, timescale: int | None = None
         warmup: linear, from 0.
         timescale: steps after which the rate has fallen to ``1 / sqrt(2)``; by default the warm-up, or 10,000.
     """
-    peak = _rate("peak", peak)
+    peak = positive_rate("peak", peak)
 
     def rule(i: Array, total: int) -> Array:
         begun = _count(warmup, total)
@@ -247,8 +249,8 @@ def cyclic(
         rewarm: steps of the linear rise from ``floor`` to ``peak`` that later cycles begin with.
         floor: last rate of every cycle.
     """
-    peak, floor = _rate("peak", peak), _floor(floor, peak)
-    number, rise = _whole("cycles", cycles, least=1), _whole("rewarm", rewarm, least=0)
+    peak, floor = positive_rate("peak", peak), _floor(floor, peak)
+    number, rise = whole_number("cycles", cycles, least=1), whole_number("rewarm", rewarm, least=0)
 
     def rule(i: Array, total: int) -> Array:
         begun = _count(warmup, total)
@@ -305,43 +307,6 @@ def listed(rates: Sequence[float] | Array, *, name: str | None = None) -> Schedu
     return Schedule(shown, float(values.max()), len(values), lambda i, total: _held(values, i))
 
 
-def from_file(path: str | Path) -> Schedule:
-    """Rates of a CSV with columns ``step`` and ``lr``, filled in between as :func:`lossmith.laws.every_step` does."""
-    from lossmith.laws.curves import read_rates
-
-    return listed(read_rates(path), name=str(path))
-
-
-def from_scheduler(make: Callable[[Optimizer], Any], peak: float, steps: int) -> Schedule:
-    """The rates of any PyTorch scheduler, read off by stepping a dummy optimiser.
-
-    >>> import torch
-    >>> from_scheduler(lambda o: torch.optim.lr_scheduler.StepLR(o, 2), peak=1.0, steps=5).values().round(3).tolist()
-    [1.0, 1.0, 0.1, 0.1, 0.01]
-    """
-    import torch
-
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=_rate("peak", peak))
-    scheduler = make(optimizer)
-    rates = []
-    for _ in range(_whole("steps", steps, least=1)):
-        rates.append(float(optimizer.param_groups[0]["lr"]))
-        optimizer.step()
-        scheduler.step()
-    return listed(rates, name=f"{type(scheduler).__name__}, {steps} steps")
-
-
-def stretched(rates: Array, steps: int) -> Schedule:
-    """The same shape over another number of steps: what a run twice as long would use.
-
-    >>> stretched(np.array([4.0, 2.0]), 4).values().tolist()
-    [4.0, 3.5, 2.5, 2.0]
-    """
-    old = np.asarray(rates, dtype=np.float64)
-    middle = (np.arange(_whole("steps", steps, least=1)) + 0.5) * len(old) / steps - 0.5
-    return listed(np.interp(middle, np.arange(len(old)), old), name=f"the same schedule over {steps} steps")
-
-
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     made.__name__: made for made in (constant, cosine, linear, wsd, multi_step, inverse_sqrt, cyclic, chain, listed)
 }
@@ -360,6 +325,8 @@ def schedule(given: Schedule | Spec | str | Sequence[float] | Array) -> Schedule
         return given
     if isinstance(given, str):
         if "(" not in given and Path(given).suffix:
+            from lossmith.laws.recorded_schedules import from_file
+
             return from_file(given)
         given = parse_spec(given)
     if not isinstance(given, Spec):
@@ -393,7 +360,7 @@ def _made(name: str, given: dict[str, Any], rule: Callable[[Array, int], Array],
         if key in given and given[key] < 0:
             raise InputError(f"{key} must not be negative, got {given[key]}")
     text = ", ".join(f"{key}={list(v) if isinstance(v, tuple) else v!r}" for key, v in options.items())
-    own = None if length is None else _whole("steps", length, least=1)
+    own = None if length is None else whole_number("steps", length, least=1)
     return Schedule(f"{name}({text.replace(chr(39), '')})", given["peak"], own, rule)
 
 
@@ -418,7 +385,8 @@ def _count(length: float, total: int) -> int:
     return round(length * total) if 0 < length < 1 else int(length)
 
 
-def _whole(name: str, value: Any, *, least: int) -> int:
+def whole_number(name: str, value: Any, *, least: int) -> int:
+    """``value`` as a whole number of at least ``least``; an :class:`InputError` that calls it ``name`` otherwise."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise InputError(f"{name} must be a whole number, got {value!r}")
     if not np.isfinite(value) or value != int(value) or value < least:
@@ -426,7 +394,8 @@ def _whole(name: str, value: Any, *, least: int) -> int:
     return int(value)
 
 
-def _rate(name: str, value: Any) -> float:
+def positive_rate(name: str, value: Any) -> float:
+    """``value`` as a positive finite number; an :class:`InputError` that calls it ``name`` otherwise."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise InputError(f"{name} must be a number, got {value!r}")
     if not (np.isfinite(value) and value > 0):
@@ -436,7 +405,7 @@ def _rate(name: str, value: Any) -> float:
 
 def _floor(value: float, peak: float) -> float:
     if value != 0:
-        _rate("floor", value)
+        positive_rate("floor", value)
     if value > peak:
         raise InputError(f"floor must not exceed the peak {peak:g}, got {value:g}")
     return float(value)

@@ -18,7 +18,7 @@ import numpy as np
 
 from lossmith.errors import InputError
 from lossmith.laws import Fitted, LossCurve, LRAnnealing, every_step
-from lossmith.laws.schedules import stretched
+from lossmith.laws.recorded_schedules import stretched
 from lossmith.reporting.comparison import Forecast, ForecastPoint
 from lossmith.training.record import read_json_lines
 
