@@ -23,6 +23,8 @@ _NEXT = 0.2
 # A law through as few sizes as it has parameters for says nothing of the next.
 _SIZES_TO_CALIBRATE = 4
 _DRAWS_PER_SAMPLE = 5
+# Numbers in one array of resamples, over several folds: 128 MiB.
+_MOST_TOGETHER = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +251,11 @@ def calibrate(fit: Fit, solution: Solution, *, number: int, seed: int, level: fl
         fixed=fit.fixed,
     )
     ones = [Solution(*(getattr(found, name)[i : i + 1] for name in Solution.__slots__)) for i in range(len(flat))]
-    refits = _refit_all(fit, [_resample(fit, one, number, seed + i, keeps[i]) for i, one in enumerate(ones)])
+    refits: list[Array] = []
+    together = max(1, _MOST_TOGETHER // (number * len(fit.target)))
+    for first in range(0, len(ones), together):
+        places = range(first, min(first + together, len(ones)))
+        refits += [*_refit_all(fit, [_resample(fit, ones[i], number, seed + i, keeps[i]) for i in places])]
     scores = []
     for index, (keep, test) in enumerate(flat):
         chosen = ones[index].parameters[0]
