@@ -125,6 +125,15 @@ def test_tied_coefficients_follow_from_the_exponents() -> None:
     assert len(fitted.law.names) - len(fitted.law.fixed) == 3
 
 
+def test_a_tied_law_plans_as_the_law_that_it_stands_for() -> None:
+    fitted = TiedChinchilla().fit(family(sizes=3, noise=0.01), bootstrap=20, calibrated=False)
+    plan = fitted.plan(flops=1e22)
+    assert plan.loss == pytest.approx(float(fitted.predict(params=plan.params, tokens=plan.tokens)), rel=1e-9)
+    around = plan.params * np.geomspace(0.3, 3, 501)
+    assert fitted.predict(params=around, tokens=1e22 / (6 * around)).min() >= plan.loss * (1 - 1e-9)
+    assert plan.params_limits[0] <= plan.params <= plan.params_limits[1]
+
+
 def test_the_grid_gives_one_estimate_per_cell_with_its_cost() -> None:
     cells = estimation_grid(family(), shares=(0.5, 1.0), models=(2, 3, 5))
     assert [len(cell.models) for cell in cells] == [2, 2, 3, 3, 5, 5]

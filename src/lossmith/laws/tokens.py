@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from lossmith.laws.chinchilla import Chinchilla
+from lossmith.laws.fitted import Fitted
 from lossmith.laws.fitting import SQUARES, Objective
 from lossmith.laws.law import Law
 from lossmith.laws.tables import LOSS, TOKENS, Column
@@ -96,3 +97,24 @@ class TiedChinchilla(Law):
             "params": columns["params"] * np.exp(-1 / _ALPHA[1]),
             "tokens": columns["tokens"] * np.exp(-1 / _BETA[1]),
         }
+
+    def plan(self, fitted: Fitted, **wishes: Any) -> Any:
+        """As :meth:`Chinchilla.plan`, by the coefficients that the exponents stand for."""
+        samples = self._untied(fitted.samples)
+        parameters = dict(zip(Chinchilla().names, self._untied(fitted.best[None])[0].tolist(), strict=True))
+        plain = Fitted(
+            Chinchilla(objective=self.objective),
+            parameters,
+            fitted.table,
+            samples,
+            fitted.objective,
+            fitted.calibration,
+            fitted.warnings,
+        )
+        return plain.plan(**wishes)
+
+    def _untied(self, rows: Array) -> Array:
+        """``E, A, B, alpha, beta`` for parameters ``(S, P)``."""
+        e, alpha, beta = (rows[:, self.names.index(name)] for name in ("E", "alpha", "beta"))
+        a, b = np.exp((alpha - _ALPHA[0]) / _ALPHA[1]), np.exp((beta - _BETA[0]) / _BETA[1])
+        return np.stack([e, a, b, alpha, beta], -1)
