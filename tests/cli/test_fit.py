@@ -150,6 +150,8 @@ def test_advise_gives_numbered_recommendations_and_a_grid(tmp_path: Path) -> Non
         (["fit", "{table}", "--loss", "final", "--by", "kind"], "no column 'kind' to group by"),
         (["fit", "{table}", "--loss", "final", "--by", "family", "--out", "a.json"], "--out must be a folder"),
         (["fit", "{table}", "--loss", "final", "--above", "tokens=1e20"], "removes all 36 rows"),
+        (["fit", "{table}", "--law", "lr-annealing", "--by", "family"], "is fitted to one table at a time"),
+        (["fit", "{table}", "--law", "lr-annealing", "--above", "tokens=1e9"], "--above is for laws of quantities"),
         (["fit", "none.csv"], "there is no file or folder none.csv"),
         (["predict", "{fitted}"], "say what to predict"),
         (["predict", "{fitted}", "--at", "params=1e9"], "needs tokens to predict"),

@@ -95,6 +95,8 @@ def fit(
     built = build_law(law, objective, numbers(fix, "--fix"))
     if schedule and not hasattr(built, "areas"):
         raise InputError(f"--schedule is for laws of learning-rate schedules; {built.name} is none")
+    if above and hasattr(built, "areas"):
+        raise InputError(f"--above is for laws of quantities; {built.name} reads whole curves")
     extra = {"schedules": _schedules(schedule)} if schedule else {}
     if by is not None:
         if extra or plot is not None or backtest:

@@ -47,7 +47,8 @@ def fit_many(
         What ``law.fit`` gives for each table alone.
 
     Raises:
-        InputError: a table that cannot be fitted; the sentence names it.
+        InputError: a table that cannot be fitted (the sentence names it), or a law that prepares its table in a way of
+            its own.
 
     >>> import numpy as np
     >>> from lossmith.laws import Chinchilla
@@ -58,6 +59,8 @@ def fit_many(
     """
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
+    if type(law).prepared is not Law.prepared:
+        raise InputError(f"law {law.name} is fitted to one table at a time")
     tables = [law.read(source, reading) for source in sources]
     if not tables:
         return []
@@ -96,6 +99,8 @@ def fit_groups(law: Law, source: Any, by: str, *, reading: Reading = Reading(), 
     Raises:
         InputError: no such column, or a group that cannot be fitted.
     """
+    if type(law).prepared is not Law.prepared:
+        raise InputError(f"law {law.name} is fitted to one table at a time")
     name, frame = read_frame(source)
     if by not in frame.columns:
         raise InputError(
