@@ -58,6 +58,7 @@ def test_early_and_late_pruning_cost_what_the_sparse_run_costs() -> None:
     assert plan["early"][0].steps > 1200 > plan["late"][0].steps
 
 
+@pytest.mark.slow
 def test_one_experiment_is_deterministic_and_shares_its_trainings(text: Path, tmp_path: Path) -> None:
     first = experiment("average", tmp_path / "a", data=str(text))
     assert set(first.metrics) == set(STUDY.metrics)
@@ -76,7 +77,7 @@ def test_one_experiment_is_deterministic_and_shares_its_trainings(text: Path, tm
     assert experiment("sparse", tmp_path / "b", seed=1, data=str(text)).metrics != sparse.metrics
 
 
-@pytest.mark.parametrize("arm", ["early", "late", "random"])
+@pytest.mark.parametrize("arm", ["sparse", "early", "late", "random"])
 def test_the_alternatives_end_with_as_many_weights(arm: str, text: Path, tmp_path: Path) -> None:
     found = experiment(arm, tmp_path, data=str(text))
     assert found.metrics["parameters/final"] == int(0.2 * linear_weights(16) + 1e-6)
