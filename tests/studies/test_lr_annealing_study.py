@@ -87,7 +87,7 @@ def test_a_small_model_of_a_folder_is_trained_under_every_schedule(text_folder: 
     corpus.tokenizer.save_pretrained(tmp_path / "model")
     changes = {
         "model": str(tmp_path / "model"), "random_weights": True, "corpus": str(text_folder), "sequence_length": 16,
-        "batch_size": 2, "steps": 60, "evaluations": 20, "eval_rows": 4,
+        "batch_size": 2, "micro_batch_size": 1, "steps": 60, "evaluations": 20, "eval_rows": 4,
     }  # fmt: skip
     out = tmp_path / "out"
     comparison = run_study(STUDY, "full", seeds=1, execution=Execution(out=out, jobs=1), overrides=changes)

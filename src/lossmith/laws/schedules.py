@@ -200,6 +200,8 @@ def multi_step(
     """
     peak = positive_rate("peak", peak)
     places = [milestones] if isinstance(milestones, int | float) else list(milestones)
+    for place in places:
+        _length("milestones", place)
     if isinstance(factor, int | float):
         levels = [float(factor) ** (k + 1) for k in range(len(places))]
     else:
@@ -356,9 +358,9 @@ def _made(name: str, given: dict[str, Any], rule: Callable[[Array, int], Array],
     options = {key: given[key] for key, p in parameters.items() if key in given and given[key] != p.default}
     if "stable" in options:
         options.pop("steps", None)
-    for key in ("warmup", "decay"):
-        if key in given and given[key] < 0:
-            raise InputError(f"{key} must not be negative, got {given[key]}")
+    for key in ("warmup", "decay", "cycles", "timescale"):
+        if key in parameters and given[key] is not parameters[key].default:
+            _length(key, given[key], positive=key in ("cycles", "timescale"))
     text = ", ".join(f"{key}={list(v) if isinstance(v, tuple) else v!r}" for key, v in options.items())
     own = None if length is None else whole_number("steps", length, least=1)
     return Schedule(f"{name}({text.replace(chr(39), '')})", given["peak"], own, rule)
@@ -401,6 +403,13 @@ def positive_rate(name: str, value: Any) -> float:
     if not (np.isfinite(value) and value > 0):
         raise InputError(f"{name} must be positive and finite, got {value:g}")
     return float(value)
+
+
+def _length(name: str, value: Any, *, positive: bool = False) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise InputError(f"{name} must be a number, got {value!r}")
+    if not np.isfinite(value) or value < 0 or (positive and value == 0):
+        raise InputError(f"{name} must be finite and {'positive' if positive else 'not negative'}, got {value:g}")
 
 
 def _floor(value: float, peak: float) -> float:
