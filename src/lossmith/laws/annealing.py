@@ -187,9 +187,14 @@ class LRAnnealing(Law):
                 return np.arange(1, total + 1)
             begun = warmup_steps(as_schedule(given["schedule"]).values(given.get("steps")))
             return np.arange(begun + 1, total + 1)
-        at = np.atleast_1d(np.asarray(given["at"], dtype=np.float64))
-        if not ((at >= 1) & (at <= total) & (at == np.round(at))).all():
-            raise InputError(f"at must hold steps from 1 to {total}, got {at[(at < 1) | (at > total)][:1] or at[:1]}")
+        try:
+            at = np.atleast_1d(np.asarray(given["at"], dtype=np.float64))
+        except (TypeError, ValueError):
+            raise InputError(f"at must hold steps from 1 to {total}, got {given['at']!r}") from None
+        wrong = ~((at >= 1) & (at <= total) & (at == np.round(at)))
+        if at.ndim != 1 or wrong.any():
+            found = f"{at[wrong][0]:g}" if at.ndim == 1 else f"an array of shape {at.shape}"
+            raise InputError(f"at must hold steps from 1 to {total}, got {found}")
         return at.astype(np.int64)
 
     def _asked(self) -> tuple[str, ...]:
@@ -333,7 +338,7 @@ class LRAnnealing(Law):
         """Schedules ranked by their predicted last loss: see :func:`lossmith.laws.rank_schedules`."""
         from lossmith.laws.schedule_plan import rank_schedules
 
-        given = {k: parse_value(v) if isinstance(v, str) else v for k, v in wishes.items()}
+        given = {k: parse_value(v) if isinstance(v, str) and k != "what_if" else v for k, v in wishes.items()}
         known = ("steps", "what_if", "peak", "warmup", "floor", "level", "top", *self._asked())
         for name in given:
             if name not in known:

@@ -160,7 +160,9 @@ def read_curves(
     """
     if isinstance(source, LossCurve):
         return (source,)
-    if isinstance(source, Sequence) and not isinstance(source, str) and source and isinstance(source[0], LossCurve):
+    if isinstance(source, Sequence) and not isinstance(source, str) and any(isinstance(s, LossCurve) for s in source):
+        if odd := [type(s).__name__ for s in source if not isinstance(s, LossCurve)]:
+            raise TypeError(f"among the curves there is a {odd[0]}; all must be LossCurve")
         return tuple(source)
     found: list[LossCurve] = []
     for name, frame, params in _frames(source):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lossmith.errors import InputError
-from lossmith.laws.schedules import Schedule, cosine, linear, schedule, wsd
+from lossmith.laws.schedules import Schedule, cosine, linear, schedule, whole_number, wsd
 
 if TYPE_CHECKING:
     from lossmith.laws.fitted import Fitted
@@ -72,7 +72,7 @@ def rank_schedules(
     fitted: Fitted,
     *,
     steps: int | None = None,
-    what_if: Sequence[Schedule | str] = (),
+    what_if: Schedule | str | Sequence[Schedule | str] = (),
     peak: float | None = None,
     warmup: float | None = None,
     floor: float | None = None,
@@ -100,6 +100,9 @@ def rank_schedules(
     Raises:
         InputError: nothing to rank, or not the same number of steps for all.
     """
+    steps = None if steps is None else whole_number("steps", steps, least=1)
+    top = whole_number("top", top, least=1)
+    what_if = (what_if,) if isinstance(what_if, str | Schedule) else what_if
     rates = fitted.table.columns["lr"]
     seen_peak, seen_floor = float(rates.max()), float(rates.min())
     if what_if:
