@@ -65,4 +65,4 @@ def _fail(sentence: str) -> None:
 
 
 # The commands register themselves.
-from lossmith.cli import advise, compare, distill, fit, pairs, probe, rationale, solve_well, study, tag  # noqa: E402, F401
+from lossmith.cli import advise, compare, distill, fit, pairs, predict, probe, rationale, solve_well, study, tag  # noqa: E402, F401

@@ -230,7 +230,9 @@ def _event_rows(place: Path, run: str) -> list[dict[str, Any]]:
     try:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     except ImportError:
-        raise InputError(f"{place} holds TensorBoard events; reading them needs: pip install 'lossmith[tensorboard]'") from None
+        raise InputError(
+            f"{place} holds TensorBoard events; reading them needs: pip install 'lossmith[tensorboard]'"
+        ) from None
     events = EventAccumulator(str(place), size_guidance={"scalars": 0})
     events.Reload()
     steps: dict[int, dict[str, Any]] = {}
