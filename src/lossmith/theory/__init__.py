@@ -9,9 +9,30 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .bayes_mixture import (
+        BayesMixture,
+        BoundResult,
+        as_log_prior,
+        bernoulli_divergence,
+        bernoulli_regret,
+        prequential_codelength,
+        regret_bound,
+    )
     from .features import feature_frequencies, sample_features, with_density
     from .head_complexity import FeaturePoint, SweepPoint, complexity_sweep, complexity_sweep_features
     from .hidden_markov import HiddenMarkov, Posterior, entropy_rate, fit_hidden_markov
+    from .hypothesis_weight import (
+        AnnealedEvidence,
+        BooleanPrior,
+        GaussianComplexity,
+        annealed_log_evidence,
+        boolean_inputs,
+        boolean_regret,
+        complexity_gaussian,
+        log_ball_mass,
+        sample_boolean_prior,
+    )
+    from .langevin import SGLD, PosteriorEnsemble, distill_ensemble, sample_posterior, stationary_variance
     from .linear_gaussian import (
         LinearGaussianHMM,
         MinNormHead,
@@ -28,6 +49,27 @@ if TYPE_CHECKING:
     from .toys import Toys, ToyTraining, train_toys
 
 _HOMES = {
+    "langevin": ("SGLD", "PosteriorEnsemble", "distill_ensemble", "sample_posterior", "stationary_variance"),
+    "hypothesis_weight": (
+        "AnnealedEvidence",
+        "BooleanPrior",
+        "GaussianComplexity",
+        "annealed_log_evidence",
+        "boolean_inputs",
+        "boolean_regret",
+        "complexity_gaussian",
+        "log_ball_mass",
+        "sample_boolean_prior",
+    ),
+    "bayes_mixture": (
+        "BayesMixture",
+        "BoundResult",
+        "as_log_prior",
+        "bernoulli_divergence",
+        "bernoulli_regret",
+        "prequential_codelength",
+        "regret_bound",
+    ),
     "head_complexity": ("FeaturePoint", "SweepPoint", "complexity_sweep", "complexity_sweep_features"),
     "features": ("feature_frequencies", "sample_features", "with_density"),
     "hidden_markov": ("HiddenMarkov", "Posterior", "entropy_rate", "fit_hidden_markov"),
@@ -54,36 +96,57 @@ _HOMES = {
 }
 
 __all__ = [
+    "SGLD",
+    "AnnealedEvidence",
+    "BayesMixture",
+    "BooleanPrior",
+    "BoundResult",
     "FeaturePoint",
     "FreeFeatures",
+    "GaussianComplexity",
     "HiddenMarkov",
     "LinearGaussianHMM",
     "MinNormHead",
     "Population",
     "Posterior",
+    "PosteriorEnsemble",
     "SignedDecayAdamW",
     "SweepPoint",
     "ToyTraining",
     "Toys",
+    "annealed_log_evidence",
+    "as_log_prior",
     "balanced_start",
+    "bernoulli_divergence",
+    "bernoulli_regret",
+    "boolean_inputs",
+    "boolean_regret",
+    "complexity_gaussian",
     "complexity_sweep",
     "complexity_sweep_features",
     "conditional_risk",
     "descend",
     "deterministic_equivalent",
+    "distill_ensemble",
     "entropy_rate",
     "excess_risk",
     "expected_exponent",
     "feature_frequencies",
     "fit_hidden_markov",
+    "log_ball_mass",
     "loglog_slope",
     "mean_absolute_overlap",
     "mean_square_overlap",
+    "prequential_codelength",
     "rank_trajectory",
+    "regret_bound",
     "represented",
+    "sample_boolean_prior",
     "sample_features",
+    "sample_posterior",
     "signed_decay_",
     "singular_speeds",
+    "stationary_variance",
     "theoretical_risk",
     "toy_loss",
     "toy_outputs",
