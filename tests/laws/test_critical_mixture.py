@@ -135,6 +135,26 @@ def test_share_0_is_predicted_where_it_was_trained_and_only_there(exact: Any) ->
     assert fitted.plan().trend == pytest.approx(0.47659694, abs=1e-6)
 
 
+def test_forgetting_without_replay_does_not_bend_the_law() -> None:
+    """A run without replay that forgets a nat more than the law changes nothing below it, and is itself reported."""
+    table = log((*SHARES, 1.0))
+    alone = table["ratio"] == 1
+    table.loc[alone, "general_loss"] += (table.loc[alone, "tokens"] / 100) ** 0.5
+    fitted = LAW.fit(table, bootstrap=0)
+    found = fitted.plan(tolerance=0.03)
+    assert found.ratio == pytest.approx(0.44854372, abs=1e-6)
+    assert float(fitted.predict(ratio=1.0, tokens=100.0)) == pytest.approx(3.4 - 0.0008 * 100**0.9, rel=1e-6)
+    # What the law would allow is not allowed where the run without replay broke it.
+    assert fitted.plan(tolerance=0.5).within_tolerance == 0.5
+    assert fitted.plan(tolerance=9.0).within_tolerance == 1
+
+
+def test_a_share_law_that_misses_says_so() -> None:
+    table = log((1 / 8, 1 / 4, 1 / 3, 1 / 2, 3 / 4))
+    table.loc[table["ratio"] == 1 / 3, "general_loss"] += 0.2 * (table["tokens"] / 100) ** 0.5
+    assert any("equation 5 misses" in note for note in LAW.fit(table, bootstrap=0).plan().notes)
+
+
 def test_sizes_have_their_own_curves() -> None:
     small, large = log(params=1e8, unit=1e8), log(params=1e9, unit=1e8, base_general=2.5)
     large["general_loss"] += 0.5

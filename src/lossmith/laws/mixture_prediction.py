@@ -51,12 +51,14 @@ def over_shares(curves: Array, size: Size, part: int, times: Array, which: np.nd
     parameters = curves[..., 5:] if part else curves[..., :5]
     at = change(parameters[:, None], times[:, None])
     shares = np.array(size.ratios)
-    positive = shares > 0
-    laws = power_law(shares[positive], at[..., positive].reshape(-1, int(positive.sum())))
+    used = shares > 0 if part else size.mixed
+    laws = power_law(shares[used], at[..., used].reshape(-1, int(used.sum())))
     laws = laws.reshape(len(curves), len(times), 3)
     found = domain_change(laws[:, which], np.where(ratios > 0, ratios, 1.0))
-    if (ratios == 0).any():
-        found[:, ratios == 0] = at[..., 0][:, which[ratios == 0]]
+    for outside in np.flatnonzero(~used):
+        # A share that the law leaves out is known where it was trained.
+        rows = ratios == shares[outside]
+        found[:, rows] = at[..., outside][:, which[rows]]
     return found
 
 

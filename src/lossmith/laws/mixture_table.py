@@ -55,6 +55,17 @@ class Size:
     base_general: float
     base_domain: float
 
+    @property
+    def mixed(self) -> np.ndarray:
+        """Which shares the laws of general loss over the share are fitted to.
+
+        Those between 0 and 1, as the paper prefers: without any replay a model forgets far more than a power law of the
+        share can follow. Share 1 is used where fewer than 3 others are there.
+        """
+        ratios = np.array(self.ratios)
+        between = (ratios > 0) & (ratios < 1)
+        return between if between.sum() >= FEWEST_RATIOS else ratios > 0
+
 
 def read_log(source: Any, reading: Reading, base_general: float | None, base_domain: float | None) -> Table:
     """Read a log; rows beyond the budget that every share has reached are dropped, with a note.

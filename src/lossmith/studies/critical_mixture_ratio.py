@@ -119,10 +119,11 @@ def _by_law(logs: Sequence[MixtureLog], held_out: MixtureLog) -> dict[str, float
     from lossmith.laws.mixture_curves import domain_change, power_law
 
     larger = [log for log in logs if log.ratio > held_out.ratio]
-    ratios = np.array([log.ratio for log in larger])
     predicted = []
-    for losses in ([log.general_loss[-1] for log in larger], [log.domain_loss[-1] for log in larger]):
-        law = power_law(ratios, np.array(losses))
+    # As in the law, general loss without any replay is no part of the curve.
+    for part, used in (("general", [log for log in larger if log.ratio < 1]), ("domain", larger)):
+        losses = np.array([getattr(log, f"{part}_loss")[-1] for log in used])
+        law = power_law(np.array([log.ratio for log in used]), losses)
         predicted.append(float(domain_change(law, np.array(held_out.ratio))[0]))
     return _predicted(predicted[0], predicted[1], held_out) | _ratios(_critical(fit_mixture(logs)))
 
