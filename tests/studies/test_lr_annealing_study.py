@@ -22,7 +22,7 @@ def metrics(comparison: Any, arm: str) -> list[dict[str, float]]:
 
 
 def test_known_curves_are_predicted_and_every_arm_gives_every_metric(tmp_path: Path) -> None:
-    comparison = run_study(STUDY, "smoke", seeds=2, execution=Execution(out=tmp_path, jobs=1))
+    comparison = run_study(STUDY, "smoke", seeds=1, execution=Execution(out=tmp_path, jobs=1))
     assert all(run.error is None for run in comparison.runs)
     for law, plain in zip(metrics(comparison, "law"), metrics(comparison, "no-annealing"), strict=True):
         # 0.3 percent of noise has a mean size of 0.24 percent.
