@@ -6,6 +6,9 @@ registry names, and those of installed packages (entry points in the group ``los
 """
 
 from lossmith.probes.ablation import ablate_directions, leading_directions
+from lossmith.probes.flatness import FlatnessPoint, FlatnessReport, flatness
+from lossmith.probes.flatness_operator import Curvature
+from lossmith.probes.flatness_trace import Eigenvalues, TraceResult, hessian_trace, score_norms, top_eigenvalues
 from lossmith.probes.geometry import Checkpoint, GeometryReport, compare_geometry, geometry
 from lossmith.probes.hidden_states import extract_last_token_features, hidden_states
 from lossmith.probes.memorization import InfinityGram, distributional_memorization, pass_at_k
@@ -16,6 +19,10 @@ from lossmith.probes.unembedding import Unembedding, find_unembedding
 
 __all__ = [
     "Checkpoint",
+    "Curvature",
+    "Eigenvalues",
+    "FlatnessPoint",
+    "FlatnessReport",
     "GeometryReport",
     "InfinityGram",
     "Phase",
@@ -23,6 +30,7 @@ __all__ = [
     "SpectralMetrics",
     "StreamingCovariance",
     "SuperpositionReport",
+    "TraceResult",
     "Unembedding",
     "ablate_directions",
     "alpha_req",
@@ -30,11 +38,15 @@ __all__ = [
     "distributional_memorization",
     "extract_last_token_features",
     "find_unembedding",
+    "flatness",
     "geometry",
+    "hessian_trace",
     "hidden_states",
     "label_phases",
     "leading_directions",
     "pass_at_k",
     "rankme",
+    "score_norms",
     "superposition",
+    "top_eigenvalues",
 ]
