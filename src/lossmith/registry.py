@@ -207,7 +207,10 @@ PROBES = Registry(
 )
 # What `weights=` names: factories of objects with attach(model, steps).
 SPARSITIES = Registry(
-    "sparsity", "lossmith.sparsity", "lossmith.sparsities", lambda name, thing: name in {"dense", "sparse_pretraining"}
+    "sparsity",
+    "lossmith.sparsity",
+    "lossmith.sparsities",
+    lambda name, thing: name in {"cola", "dense", "lost", "low_rank", "sltrain", "sparse_pretraining"},
 )
 
 

@@ -1,4 +1,4 @@
-"""With how many weights: pruning a model while it is trained.
+"""With how many weights: pruning a model while it is trained, or training a low-rank one from the start.
 
 What ``weights=`` names in an arm is a function here that returns an object with ``attach(model, steps)``. One that has
 ``before_step(step)`` and ``after_step()`` besides is asked at every step. Names are imported when they are first used.
@@ -12,12 +12,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lossmith.laws.sparse_compute import average_density, step_fractions, steps_for_compute
 
+    from .lost_arms import LowRank, cola, lost, low_rank, sltrain
+    from .lost_layer import LOSTLinear, LowRankStart, column_scores, lost_start
+    from .lost_model import LOSTLayer, LOSTReport, convert_to_lost, load_lost, lost_report, merge_lost, target_layers
+    from .lost_sltrain import SLTrainLinear
     from .masks import Prunable, magnitude_masks, prunable_weights
     from .pretraining import ComputeSchedule, Dense, SparsePretraining, dense, sparse_pretraining
     from .schedule import PruningSchedule
 
 
 _HOMES = {
+    "lost_arms": ("LowRank", "cola", "lost", "low_rank", "sltrain"),
+    "lost_layer": ("LOSTLinear", "LowRankStart", "column_scores", "lost_start"),
+    "lost_model": (
+        "LOSTLayer",
+        "LOSTReport",
+        "convert_to_lost",
+        "load_lost",
+        "lost_report",
+        "merge_lost",
+        "target_layers",
+    ),
+    "lost_sltrain": ("SLTrainLinear",),
     "masks": ("Prunable", "magnitude_masks", "prunable_weights"),
     "pretraining": ("ComputeSchedule", "Dense", "SparsePretraining", "dense", "sparse_pretraining"),
     "schedule": ("PruningSchedule",),
@@ -28,16 +44,33 @@ _HOMES = {
 __all__ = [
     "ComputeSchedule",
     "Dense",
+    "LOSTLayer",
+    "LOSTLinear",
+    "LOSTReport",
+    "LowRank",
+    "LowRankStart",
     "Prunable",
     "PruningSchedule",
+    "SLTrainLinear",
     "SparsePretraining",
     "average_density",
+    "cola",
+    "column_scores",
+    "convert_to_lost",
     "dense",
+    "load_lost",
+    "lost",
+    "lost_report",
+    "lost_start",
+    "low_rank",
     "magnitude_masks",
+    "merge_lost",
     "prunable_weights",
+    "sltrain",
     "sparse_pretraining",
     "step_fractions",
     "steps_for_compute",
+    "target_layers",
 ]
 
 
