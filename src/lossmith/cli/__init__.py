@@ -65,4 +65,18 @@ def _fail(sentence: str) -> None:
 
 
 # The commands register themselves.
-from lossmith.cli import advise, compare, distill, fit, pairs, predict, probe, rationale, solve_well, study, tag  # noqa: E402, F401
+from lossmith.cli import (  # noqa: E402, F401
+    advise,
+    compare,
+    distill,
+    fit,
+    pairs,
+    predict,
+    probe,
+    rationale,
+    score,
+    select,
+    solve_well,
+    study,
+    tag,
+)

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .arithmetic import ArithmeticTeacher, arithmetic_problems
     from .collation import PackedCollator, PaddedCollator
+    from .color_filter import color_filter_scores, rho_down, select_at_random, select_lowest, selection_cost
     from .completions import Completion, CompletionCollator, encode_completions, read_completions
     from .corpus import read_corpus
     from .formats import Document
     from .mixture import MixtureSampler
+    from .ngram_importance import NgramImportance, resampling_scores
     from .packing import pack
     from .phrases import PhraseFinder, phrase_tokens
     from .prepared import PreparedCorpus, load_prepared, prepare
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
         read_rationales,
         write_rationales,
     )
+    from .scoring import ScoreSummary, document_hash, score_corpus
+    from .scoring_model import Scorer, language_model_scorer, score_texts
+    from .scoring_table import Scores, read_scores
+    from .selected import Selection, write_selection
     from .tokenization import load_tokenizer, train_tokenizer
 
 __all__ = [
@@ -41,6 +47,7 @@ __all__ = [
     "ContrastiveRationales",
     "Document",
     "MixtureSampler",
+    "NgramImportance",
     "PackedCollator",
     "PaddedCollator",
     "PhraseFinder",
@@ -49,9 +56,16 @@ __all__ = [
     "RationaleSamples",
     "RecordedTeacher",
     "SampledRationale",
+    "ScoreSummary",
+    "Scorer",
+    "Scores",
+    "Selection",
     "arithmetic_problems",
     "build_contrastive_rationales",
+    "color_filter_scores",
+    "document_hash",
     "encode_completions",
+    "language_model_scorer",
     "load_prepared",
     "load_tokenizer",
     "pack",
@@ -61,9 +75,18 @@ __all__ = [
     "read_corpus",
     "read_python_corpus",
     "read_rationales",
+    "read_scores",
+    "resampling_scores",
+    "rho_down",
     "sample_rationales",
+    "score_corpus",
+    "score_texts",
+    "select_at_random",
+    "select_lowest",
+    "selection_cost",
     "train_tokenizer",
     "write_rationales",
+    "write_selection",
 ]
 
 _HOMES = {
@@ -87,6 +110,12 @@ _HOMES = {
         "read_rationales",
         "write_rationales",
     ),
+    "color_filter": ("color_filter_scores", "rho_down", "select_at_random", "select_lowest", "selection_cost"),
+    "ngram_importance": ("NgramImportance", "resampling_scores"),
+    "scoring": ("ScoreSummary", "document_hash", "score_corpus"),
+    "scoring_model": ("Scorer", "language_model_scorer", "score_texts"),
+    "scoring_table": ("Scores", "read_scores"),
+    "selected": ("Selection", "write_selection"),
     "tokenization": ("load_tokenizer", "train_tokenizer"),
 }
 

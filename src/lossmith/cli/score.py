@@ -1,0 +1,159 @@
+"""``lossmith score``: the loss of every document of a corpus under one or several models."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import multiprocessing
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lossmith.cli import app
+from lossmith.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from lossmith.data import ScoreSummary
+
+
+@app.command()
+def score(
+    corpus: Annotated[str, typer.Argument(help="File, folder, hub id, or 'python'.")],
+    model: Annotated[
+        list[str], typer.Option(help="Folder or hub id, or NAME=folder; repeat for several models in one pass.")
+    ],
+    out: Annotated[Path, typer.Option(help="Table: a .parquet or .jsonl file.")],
+    text_field: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
+    domain_field: Annotated[str | None, typer.Option(help="Column that names the domain.", show_default=False)] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Longest row in tokens; longer texts are cut into windows.", show_default="1024")
+    ] = None,
+    batch_tokens: Annotated[int, typer.Option(help="Positions per batch, padding included.")] = 16_384,
+    block_documents: Annotated[int, typer.Option(help="Documents per block: what a kill can cost.")] = 1024,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+    device: Annotated[str, typer.Option(help="auto takes a GPU where there is one; or cpu.")] = "auto",
+    jobs: Annotated[int, typer.Option(help="Processes side by side on this machine.")] = 1,
+    shard: Annotated[
+        str | None, typer.Option(help="K/N: only every N-th block, the K-th; all N name the same --out.")
+    ] = None,
+) -> None:
+    """Score a corpus: nats per document and per token, and bits per byte, under every model.
+
+    Continues where it was after any interruption, and ends with the same bytes.
+
+    **Examples**
+
+    `lossmith score corpus.jsonl.gz --model prior/ --model conditional/ --out scores.parquet`
+
+    `lossmith score corpus/ --model prior=gpt2 --shard 3/7 --out /shared/scores.parquet`
+    """
+    models = _named_models(model)
+    if jobs < 1 or (jobs > 1 and shard is not None):
+        raise InputError(f"--jobs must be at least 1, and 1 where --shard is given, got {jobs}")
+    if device not in ("auto", "cpu"):
+        raise InputError(f"unknown --device '{device}': {did_you_mean(device, ('auto', 'cpu'))}")
+    options: dict[str, Any] = {
+        "text_field": text_field,
+        "domain_field": domain_field,
+        "batch_tokens": batch_tokens,
+        "block_documents": block_documents,
+    }
+    loading = {"dtype": dtype, "device": device, "max_length": max_length}
+    started = time.monotonic()
+    if jobs == 1:
+        done = _score(corpus, models, out, options, loading, _shard(shard))
+        scored = done.scored
+    else:
+        context = multiprocessing.get_context("spawn")
+        threads = max(1, (os.cpu_count() or 1) // jobs)
+        with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context) as pool:
+            waiting = [
+                pool.submit(_score, corpus, models, out, options, loading, (k, jobs), threads) for k in range(jobs)
+            ]
+            finished = [future.result() for future in waiting]
+        done, scored = max(finished, key=lambda one: one.complete), sum(one.scored for one in finished)
+    seconds = time.monotonic() - started
+    typer.echo(f"{done.documents} documents, {scored} scored now in {seconds:.1f} s")
+    if done.rejected:
+        typer.echo(f"{done.rejected} without a finite loss: {out}.rejected.jsonl")
+    typer.echo(f"table: {out}" if done.complete else f"the table is written when all shards are done: {out}.partial")
+
+
+def _score(
+    corpus: str,
+    models: dict[str, str],
+    out: Path,
+    options: dict[str, Any],
+    loading: dict[str, Any],
+    shard: tuple[int, int],
+    threads: int | None = None,
+) -> ScoreSummary:
+    import torch
+    import transformers
+
+    from lossmith.data import language_model_scorer, load_tokenizer, score_corpus
+    from lossmith.training.models import DTYPES, build_model
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    if loading["dtype"] not in DTYPES:
+        raise InputError(f"unknown --dtype '{loading['dtype']}': {did_you_mean(loading['dtype'], DTYPES)}")
+    scorers = {}
+    for name, path in models.items():
+        tokenizer = load_tokenizer(path)
+        built = build_model(
+            path,
+            vocab_size=len(tokenizer),
+            sequence_length=loading["max_length"] or 2,
+            dtype=loading["dtype"],
+        )
+        if loading["device"] == "auto" and torch.cuda.is_available():
+            built = built.cuda()
+        scorers[name] = language_model_scorer(built, tokenizer, max_length=loading["max_length"])
+    quiet = shard[0] != 0
+    return score_corpus(corpus, scorers, out, shard=shard, progress=None if quiet else _Progress(), **options)
+
+
+class _Progress:
+    """A line now and then; on a terminal, one that is overwritten."""
+
+    def __init__(self) -> None:
+        self.last = self.started = time.monotonic()
+
+    def __call__(self, documents: int, tokens: int) -> None:
+        now = time.monotonic()
+        terminal = sys.stderr.isatty()
+        if now - self.last < (0.5 if terminal else 30.0):
+            return
+        self.last = now
+        text = f"{documents} documents, {tokens / (now - self.started):,.0f} tokens/s"
+        print(f"\r{text}  " if terminal else text, end="" if terminal else "\n", file=sys.stderr, flush=True)
+
+
+def _named_models(given: list[str]) -> dict[str, str]:
+    models: dict[str, str] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not equals or Path(text).expanduser().exists():
+            name, path = Path(text).name or text, text
+        if not name or not path:
+            raise InputError(f"--model must be a folder, a hub id or NAME=folder, got '{text}'")
+        if name in models:
+            raise InputError(f"two models are called '{name}'; name them: --model NAME={path}")
+        models[name] = path
+    return models
+
+
+def _shard(text: str | None) -> tuple[int, int]:
+    if text is None:
+        return 0, 1
+    match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise InputError(f"--shard must be K/N with 1 <= K <= N, such as 3/7, got '{text}'")
+    return int(match[1]) - 1, int(match[2])
