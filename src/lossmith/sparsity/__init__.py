@@ -16,6 +16,16 @@ if TYPE_CHECKING:
     from .lost_layer import LOSTLinear, LowRankStart, column_scores, lost_start
     from .lost_model import LOSTLayer, LOSTReport, convert_to_lost, load_lost, lost_report, merge_lost, target_layers
     from .lost_sltrain import SLTrainLinear
+    from .magnitude import (
+        SparsityReport,
+        apply_masks,
+        block_weights,
+        erk_densities,
+        mask_similarity,
+        one_shot_masks,
+        release_masks,
+        sparsity_report,
+    )
     from .masks import Prunable, magnitude_masks, prunable_weights
     from .pretraining import ComputeSchedule, Dense, SparsePretraining, dense, sparse_pretraining
     from .schedule import PruningSchedule
@@ -34,6 +44,16 @@ _HOMES = {
         "target_layers",
     ),
     "lost_sltrain": ("SLTrainLinear",),
+    "magnitude": (
+        "SparsityReport",
+        "apply_masks",
+        "block_weights",
+        "erk_densities",
+        "mask_similarity",
+        "one_shot_masks",
+        "release_masks",
+        "sparsity_report",
+    ),
     "masks": ("Prunable", "magnitude_masks", "prunable_weights"),
     "pretraining": ("ComputeSchedule", "Dense", "SparsePretraining", "dense", "sparse_pretraining"),
     "schedule": ("PruningSchedule",),
@@ -53,21 +73,29 @@ __all__ = [
     "PruningSchedule",
     "SLTrainLinear",
     "SparsePretraining",
+    "SparsityReport",
+    "apply_masks",
     "average_density",
+    "block_weights",
     "cola",
     "column_scores",
     "convert_to_lost",
     "dense",
+    "erk_densities",
     "load_lost",
     "lost",
     "lost_report",
     "lost_start",
     "low_rank",
     "magnitude_masks",
+    "mask_similarity",
     "merge_lost",
+    "one_shot_masks",
     "prunable_weights",
+    "release_masks",
     "sltrain",
     "sparse_pretraining",
+    "sparsity_report",
     "step_fractions",
     "steps_for_compute",
     "target_layers",
