@@ -25,7 +25,7 @@ from lossmith.sparsity import (
     merge_lost,
     target_layers,
 )
-from lossmith.training.models import matmul_parameters
+from lossmith.training.models import build_model, matmul_parameters
 
 TOKENS = torch.arange(24).view(2, 12)
 
@@ -195,6 +195,18 @@ def test_a_saved_model_comes_back_with_its_channels(spec: str, tied: bool, tmp_p
         load_lost(tmp_path / "pieces")
 
 
+def test_a_saved_model_is_a_model_of_a_comparison(tmp_path: Path) -> None:
+    """AutoModel would leave its layers random; from its configuration alone it is dense again."""
+    model = llama()
+    convert_to_lost(model, rank=8, density=0.1)
+    model.save_pretrained(tmp_path)
+    again = build_model(str(tmp_path), vocab_size=50, sequence_length=16).eval()
+    assert torch.equal(again(input_ids=TOKENS).logits, model(input_ids=TOKENS).logits)
+    fresh = build_model(str(tmp_path), vocab_size=50, sequence_length=16, random_weights=True)
+    assert not hasattr(fresh.config, "lost")
+    assert list(target_layers(fresh))
+
+
 def test_half_precision_comes_back(tmp_path: Path) -> None:
     model = llama().to(torch.bfloat16)
     convert_to_lost(model, rank=8, density=0.1)
@@ -300,8 +312,7 @@ def test_building_an_arm_consumes_no_random_numbers() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_layers_compile_and_train_in_the_same_way() -> None:
-    """A SLTrain layer counts its values as multiplied, as a LOST layer does."""
+def test_the_values_of_sltrain_count_as_parameters_of_a_product() -> None:
     model = llama()
     SPARSITIES.build("sltrain(rank=8, density=0.1)").attach(model)
     layers = [m for m in model.modules() if isinstance(m, SLTrainLinear)]

@@ -101,7 +101,14 @@ def build_model(
         if random_weights:
             config: Any = AutoConfig.from_pretrained(name, **(overrides or {}))
             config._attn_implementation = attention
+            # Shapes of low-rank layers: weights=lost(...) makes them again.
+            if hasattr(config, "lost"):
+                del config.lost
             model = AutoModelForCausalLM.from_config(config).to(torch_dtype)
+        elif _has_low_rank_layers(name):
+            from lossmith.sparsity import load_lost
+
+            model = load_lost(name, dtype=torch_dtype, attn_implementation=attention)
         else:
             # safetensors only: a pickled file could run code.
             model = AutoModelForCausalLM.from_pretrained(
@@ -113,6 +120,12 @@ def build_model(
     embeddings = model.get_input_embeddings().weight.shape[0]
     check_fit(name, embeddings, vocab_size, getattr(model.config, "max_position_embeddings", None), sequence_length)
     return model
+
+
+def _has_low_rank_layers(name: str) -> bool:
+    """Whether a folder holds what AutoModel would leave random, with a warning only."""
+    path = Path(name).expanduser() / "config.json"
+    return path.is_file() and "lost" in json.loads(path.read_text(encoding="utf-8"))
 
 
 def check_model(name: str, *, vocab_size: int | None, sequence_length: int, random_weights: bool = False) -> None:
