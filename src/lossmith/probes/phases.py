@@ -37,8 +37,8 @@ def label_phases(
     Over the logarithm of the step, with the rank smoothed by a median of three: the peak is the largest rank after the
     first tenth of the range, the trough the least before it. Entropy-seeking, from trough to peak, is named only if the
     rank rises by more than ``rise``; warm-up is what comes before it, or all of a fall without a rise after it;
-    compression-seeking, from the peak on, is named only if the rank falls by more than ``drop``; where it rises again by
-    more than 10% above the trough after that, that is named, too. What is not named was not observed.
+    compression-seeking, from the peak on, is named only if the rank falls by more than ``drop``; where it rises again
+    by more than 10% above the trough after that, that is named, too. What is not named was not observed.
 
     Args:
         steps: rising; 0 counts as half the first step after it.

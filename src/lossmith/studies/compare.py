@@ -417,8 +417,8 @@ def _weights_notes(settings: CompareSettings, planned: list[Planned]) -> list[st
         if "weights" in arm.options and counts is not None:
             start, average, end = (f"{counts[part]:,.0f}" for part in ("initial", "average", "final"))
             notes.append(
-                f"{arm.name}: {start} matrix parameters at the start, {average} on average, {end} in the end; FLOPs are "
-                "those of the active ones."
+                f"{arm.name}: {start} matrix parameters at the start, {average} on average, {end} in the end; FLOPs "
+                "are those of the active ones."
             )
     return notes
 

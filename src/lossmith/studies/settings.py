@@ -66,7 +66,7 @@ class CompareSettings(BaseModel):
     eval_tokens: int | None = Field(50_000, ge=1, description="validation tokens used at most")
     evaluations: int = Field(5, ge=0, description="evaluations along a run")
     checkpoints: int = Field(4, ge=0, description="checkpoints along a run")
-    keep_checkpoints: bool = Field(False, description="keep the weights of all of them, to probe how a model came about")
+    keep_checkpoints: bool = Field(False, description="keep the weights of all of them, for lossmith probe")
     level: float = Field(0.95, gt=0.5, lt=1, description="confidence level of the intervals")
     training: dict[str, Any] = Field(default_factory=dict, description="transformers.TrainingArguments by name")
 
