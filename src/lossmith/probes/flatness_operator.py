@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from lossmith.errors import InputError
 
-# Numbers that a block of vectors may hold at a time.
-_BLOCK = 1 << 26
+# Numbers that a block of vectors may hold at a time: on a processor what its caches hold, elsewhere what memory does.
+_BLOCK_CPU, _BLOCK = 1 << 20, 1 << 26
 
 
 class Predictions(NamedTuple):
@@ -81,7 +81,7 @@ class Curvature:
         first = next(iter(self.parameters.values()))
         self.dtype, self.device = first.dtype, first.device
         self.size = sum(value.numel() for value in self.parameters.values())
-        self.block = max(1, _BLOCK // self.size)
+        self.block = max(1, (_BLOCK_CPU if self.device.type == "cpu" else _BLOCK) // self.size)
         self.batches = [_moved(batch, self.device) for batch in batches]
         if not self.batches:
             raise ValueError("there is no batch to look at")
@@ -134,7 +134,7 @@ class Curvature:
 
     def flatten(self, tree: Mapping[str, Tensor]) -> Tensor:
         """Rows of a dictionary of blocks ``(vectors, *shape)``."""
-        return torch.cat([tree[name].flatten(1) for name in self.parameters], 1)
+        return torch.cat([tree[name].reshape(len(tree[name]), -1) for name in self.parameters], 1)
 
     def unflatten(self, vectors: Tensor) -> dict[str, Tensor]:
         """The other way round."""

@@ -308,7 +308,7 @@ def _squared_rows(curvature: Curvature, function: Any, size: int) -> Tensor:
         for rows in torch.arange(size, device=curvature.device).split(curvature.block):
             units = torch.nn.functional.one_hot(rows, size).to(curvature.dtype)
             gradients = torch.func.vmap(lambda unit: pull(unit)[0])(units)
-            parts.append(sum(g.flatten(1).double().square().sum(1) for g in gradients.values()))
+            parts.append(sum(g.reshape(len(g), -1).double().square().sum(1) for g in gradients.values()))
     return torch.cat(parts).detach().cpu()  # type: ignore[arg-type]
 
 
