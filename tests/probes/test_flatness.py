@@ -208,12 +208,12 @@ def test_labels_of_the_model_give_the_exact_fisher_on_average(kind: str) -> None
     norms, counts = score_norms(curvature, labels="exact")
     exact = float(norms.sum() / counts.sum())
     if kind == "fisher":
-        found = hessian_trace(curvature, estimator="fisher", n_probes=400)
+        found = hessian_trace(curvature, estimator="fisher", n_probes=150)
         values = torch.tensor([found.trace])
     else:
-        values = torch.stack([score_norms(curvature, seed=s)[0].sum() / 9 for s in range(400)])
-    # One draw spreads by about the trace itself.
-    assert abs(float(values.mean()) - exact) < 0.2 * exact
+        values = torch.stack([score_norms(curvature, seed=s)[0].sum() / 9 for s in range(150)])
+    # One draw spreads by about the trace itself: three standard errors.
+    assert abs(float(values.mean()) - exact) < 0.25 * exact
     assert counts.tolist() == [1, 4, 4]
 
 

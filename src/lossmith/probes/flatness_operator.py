@@ -116,7 +116,12 @@ class Curvature:
             with self.quiet():
                 for part in vectors.to(self.dtype).split(self.block):
                     # H is symmetric: the backward pass of the gradient is the product.
-                    parts.append(self.flatten(torch.func.vmap(lambda v: pull(v)[0])(self.unflatten(part))))
+                    tree = self.unflatten(part)
+                    if len(part) == 1:
+                        single = pull({name: value[0] for name, value in tree.items()})[0]
+                        parts.append(self.flatten({name: value[None] for name, value in single.items()}))
+                    else:
+                        parts.append(self.flatten(torch.func.vmap(lambda v: pull(v)[0])(tree)))
             return torch.cat(parts)
 
         return multiply

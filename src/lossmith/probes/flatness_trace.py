@@ -138,7 +138,7 @@ class _Draw:
         if self.distribution == "normal":
             drawn = torch.randn(shape, generator=self.generator, dtype=like.dtype)
         else:
-            drawn = torch.randint(0, 2, shape, generator=self.generator).to(like.dtype).mul_(2).sub_(1)
+            drawn = torch.randint(0, 2, shape, generator=self.generator, dtype=like.dtype).mul_(2).sub_(1)
         return drawn.to(like.device)
 
 
@@ -170,14 +170,14 @@ def _hutchinson(curvature: Curvature, n_probes: int, draw: _Draw, *, gauss_newto
         else:
             multiply, parts = curvature.batch_product(number), []
             for vectors in _blocks(curvature, n_probes, draw):
-                products = (vectors * multiply(vectors)).double().cpu()
-                diagonal += products.sum(0) / n_probes
-                parts.append(products.sum(1))
+                products = multiply(vectors).mul_(vectors)
+                diagonal += products.sum(0).cpu()
+                parts.append(products.sum(1, dtype=torch.float64).cpu())
             found = torch.cat(parts)
         sums[number] = found.mean()
         _check_finite(sums[number], number)
         noise += float(found.var()) / n_probes if n_probes > 1 else math.nan
-    modules = {} if gauss_newton else curvature.by_module(diagonal / curvature.count)
+    modules = {} if gauss_newton else curvature.by_module(diagonal / (n_probes * curvature.count))
     name = "ggn" if gauss_newton else "hutchinson"
     products_made = n_probes * len(sums)
     return _result(curvature, name, sums, math.sqrt(noise) / curvature.count, products_made, modules)
