@@ -127,6 +127,21 @@ def test_what_cannot_be_scored_is_one_sentence(place: Path, tmp_path: Path, argu
         run("score", place / "corpus.jsonl.gz", *given)
 
 
+def test_a_target_fine_tunes_the_conditional_model_once(place: Path, tmp_path: Path) -> None:
+    """Every text of the target is the same: its loss must fall most there."""
+    (tmp_path / "target.jsonl").write_text('{"text": "document 3 of some words of some words of some words"}\n' * 160)
+    given = ["--model", place / "prior", "--target", tmp_path / "target.jsonl", "--learning-rate", "0.01"]
+    for _ in range(2):
+        run("score", place / "corpus.jsonl.gz", *given, "--out", tmp_path / "scores.parquet")
+    table = read_scores(tmp_path / "scores.parquet")
+    assert table.models == ("prior", "conditional")
+    fall = table.column("prior/nats_per_token") - table.column("conditional/nats_per_token")
+    lengths = table.column("bytes")
+    assert fall[lengths > 60].mean() > fall[lengths < 20].mean() > 0
+    with pytest.raises(InputError, match="fine-tuned from or on something else"):
+        run("score", place / "corpus.jsonl.gz", *given[:-1], "0.02", "--out", tmp_path / "scores.parquet")
+
+
 @pytest.mark.slow
 def test_processes_side_by_side_give_the_same_bytes(place: Path, tmp_path: Path) -> None:
     shutil.copy(place / "corpus.jsonl.gz", tmp_path / "corpus.jsonl.gz")

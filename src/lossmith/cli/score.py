@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,6 +28,14 @@ def score(
         list[str], typer.Option(help="Folder or hub id, or NAME=folder; repeat for several models in one pass.")
     ],
     out: Annotated[Path, typer.Option(help="Table: a .parquet or .jsonl file.")],
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="Sample of a target: fine-tune the first model on it and score with that too, as 'conditional'.",
+            show_default=False,
+        ),
+    ] = None,
+    learning_rate: Annotated[float, typer.Option(help="Of that fine-tuning, one epoch.")] = 1e-3,
     text_field: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
     domain_field: Annotated[str | None, typer.Option(help="Column that names the domain.", show_default=False)] = None,
     max_length: Annotated[
@@ -49,6 +58,8 @@ def score(
 
     `lossmith score corpus.jsonl.gz --model prior/ --model conditional/ --out scores.parquet`
 
+    `lossmith score corpus.jsonl --model prior/ --target books.jsonl --out scores.parquet`
+
     `lossmith score corpus/ --model prior=gpt2 --shard 3/7 --out /shared/scores.parquet`
     """
     models = _named_models(model)
@@ -63,6 +74,12 @@ def score(
         "block_documents": block_documents,
     }
     loading = {"dtype": dtype, "device": device, "max_length": max_length}
+    if target is not None:
+        if "conditional" in models:
+            raise InputError("--target makes a model called 'conditional', and a --model has that name; rename it")
+        models["conditional"] = str(
+            _fine_tuned(next(iter(models.values())), target, out, text_field, learning_rate, dtype)
+        )
     started = time.monotonic()
     if jobs == 1:
         done = _score(corpus, models, out, options, loading, _shard(shard))
@@ -118,6 +135,44 @@ def _score(
         scorers[name] = language_model_scorer(built, tokenizer, max_length=loading["max_length"])
     quiet = shard[0] != 0
     return score_corpus(corpus, scorers, out, shard=shard, progress=None if quiet else _Progress(), **options)
+
+
+def _fine_tuned(model: str, target: str, out: Path, text_field: str, learning_rate: float, dtype: str) -> Path:
+    """The folder of the model after one epoch on the target: made once, whole or not at all."""
+    import transformers
+
+    from lossmith.data import load_tokenizer, read_corpus
+    from lossmith.data.corpus import content_key
+    from lossmith.files import read_json, write_json
+    from lossmith.training.models import DTYPES, build_model
+    from lossmith.training.record import locked
+    from lossmith.training.text_training import train_on_texts
+
+    if dtype not in DTYPES:
+        raise InputError(f"unknown --dtype '{dtype}': {did_you_mean(dtype, DTYPES)}")
+    if not 0 < learning_rate < float("inf"):
+        raise InputError(f"--learning-rate must be above 0, got {learning_rate}")
+    folder = out.with_name(out.name + ".conditional")
+    made = {"model": model, "target": content_key(target) or target, "learning_rate": learning_rate}
+    with locked(folder, wait_seconds=24 * 3600.0):
+        # Written last: it says that the folder is whole.
+        if (folder / "fine_tuning.json").exists():
+            if read_json(folder / "fine_tuning.json") != made:
+                raise InputError(
+                    f"{folder} was fine-tuned from or on something else; remove it or choose another --out"
+                )
+            return folder
+        texts = [document.text for document in read_corpus(target, text_field=text_field)]
+        tokenizer = load_tokenizer(model)
+        transformers.set_seed(0)
+        built: Any = build_model(model, vocab_size=len(tokenizer), sequence_length=2)
+        longest = min(512, getattr(built.config, "max_position_embeddings", None) or 512)
+        with tempfile.TemporaryDirectory() as scratch:
+            train_on_texts(built, tokenizer, texts, folder=scratch, max_length=longest, learning_rate=learning_rate)
+        built.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        write_json(folder / "fine_tuning.json", made)
+    return folder
 
 
 class _Progress:

@@ -153,6 +153,7 @@ def scored_pool(seed: int, options: Mapping[str, Any]) -> tuple[Scores, dict[str
                     )
                     spent = {key: spent[key] + used[key] for key in spent}
                 model.save_pretrained(folder / name)
+                tokenizer.save_pretrained(folder / name)
                 scorers[name] = language_model_scorer(
                     _loaded(folder / name), tokenizer, max_length=int(options["sequence_length"])
                 )
