@@ -73,6 +73,7 @@ from lossmith.cli import (  # noqa: E402, F401
     pairs,
     predict,
     probe,
+    prune,
     rationale,
     score,
     select,

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lossmith.laws.sparse_compute import average_density, step_fractions, steps_for_compute
 
+    from .essential import EssentialCurve, Knee, essential_point, essential_sparsity, find_knee
+    from .essential_text import TextEvaluation, load_causal_model, text_evaluation
+    from .essential_tickets import Sparsification, lottery_masks, sparsification
     from .lost_arms import LowRank, cola, lost, low_rank, sltrain
     from .lost_layer import LOSTLinear, LowRankStart, column_scores, lost_start
     from .lost_model import LOSTLayer, LOSTReport, convert_to_lost, load_lost, lost_report, merge_lost, target_layers
@@ -26,9 +29,11 @@ if TYPE_CHECKING:
         release_masks,
         sparsity_report,
     )
+    from .magnitude_files import StoredWeights, open_weights, prune_checkpoint
     from .masks import Prunable, magnitude_masks, prunable_weights
     from .pretraining import ComputeSchedule, Dense, SparsePretraining, dense, sparse_pretraining
     from .schedule import PruningSchedule
+    from .threshold import KthSmallest
 
 
 _HOMES = {
@@ -54,6 +59,29 @@ _HOMES = {
         "release_masks",
         "sparsity_report",
     ),
+    "essential": (
+        "EssentialCurve",
+        "Knee",
+        "essential_point",
+        "essential_sparsity",
+        "find_knee",
+    ),
+    "essential_tickets": (
+        "Sparsification",
+        "lottery_masks",
+        "sparsification",
+    ),
+    "essential_text": (
+        "TextEvaluation",
+        "load_causal_model",
+        "text_evaluation",
+    ),
+    "magnitude_files": (
+        "StoredWeights",
+        "open_weights",
+        "prune_checkpoint",
+    ),
+    "threshold": ("KthSmallest",),
     "masks": ("Prunable", "magnitude_masks", "prunable_weights"),
     "pretraining": ("ComputeSchedule", "Dense", "SparsePretraining", "dense", "sparse_pretraining"),
     "schedule": ("PruningSchedule",),
@@ -64,6 +92,9 @@ _HOMES = {
 __all__ = [
     "ComputeSchedule",
     "Dense",
+    "EssentialCurve",
+    "Knee",
+    "KthSmallest",
     "LOSTLayer",
     "LOSTLinear",
     "LOSTReport",
@@ -73,7 +104,10 @@ __all__ = [
     "PruningSchedule",
     "SLTrainLinear",
     "SparsePretraining",
+    "Sparsification",
     "SparsityReport",
+    "StoredWeights",
+    "TextEvaluation",
     "apply_masks",
     "average_density",
     "block_weights",
@@ -82,23 +116,32 @@ __all__ = [
     "convert_to_lost",
     "dense",
     "erk_densities",
+    "essential_point",
+    "essential_sparsity",
+    "find_knee",
+    "load_causal_model",
     "load_lost",
     "lost",
     "lost_report",
     "lost_start",
+    "lottery_masks",
     "low_rank",
     "magnitude_masks",
     "mask_similarity",
     "merge_lost",
     "one_shot_masks",
+    "open_weights",
     "prunable_weights",
+    "prune_checkpoint",
     "release_masks",
     "sltrain",
     "sparse_pretraining",
+    "sparsification",
     "sparsity_report",
     "step_fractions",
     "steps_for_compute",
     "target_layers",
+    "text_evaluation",
 ]
 
 

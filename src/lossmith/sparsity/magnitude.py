@@ -25,13 +25,16 @@ METHODS = ("magnitude", "uniform", "random", "erk")
 Masks = dict[str, Bool[Tensor, "rows columns"]]
 
 
-def block_weights(model: nn.Module, *, targets: Literal["blocks", "all"] = "blocks") -> Prunable:
+def block_weights(
+    model: nn.Module, *, targets: Literal["blocks", "all"] = "blocks", exclude: Sequence[str] = ()
+) -> Prunable:
     """The matrices that the paper prunes: linear layers (``Conv1D`` too) inside a model's repeated blocks.
 
     Args:
         model: any module.
         targets: ``"blocks"``: inside an ``nn.ModuleList``, so never embeddings, pooler or heads; ``"all"``: every
             linear layer, see :func:`~lossmith.sparsity.prunable_weights`.
+        exclude: parts of names of layers to leave alone.
 
     Raises:
         InputError: there is none; the linear layers that are outside are listed.
@@ -42,7 +45,7 @@ def block_weights(model: nn.Module, *, targets: Literal["blocks", "all"] = "bloc
     """
     if targets not in ("blocks", "all"):
         raise ValueError(f"targets must be 'blocks' or 'all', got {targets!r}")
-    every = prunable_weights(model)
+    every = prunable_weights(model, exclude=exclude)
     if targets == "all":
         return every
     lists = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.ModuleList))
@@ -62,6 +65,7 @@ def one_shot_masks(
     *,
     method: str = "magnitude",
     targets: Literal["blocks", "all"] = "blocks",
+    exclude: Sequence[str] = (),
     seed: int = 0,
 ) -> Masks:
     """Masks that remove ``round(sparsity * N)`` of the ``N`` prunable weights in one step.
@@ -73,7 +77,7 @@ def one_shot_masks(
             ``round(sparsity * n)`` smallest; ``"random"``: anywhere; ``"erk"``: each weight stays with its layer's
             Erdos-Renyi density (see :func:`erk_densities`), so that the number is random; ``"N:M"`` such as
             ``"2:4"``: the N largest of every M neighbours along the *inputs* stay.
-        targets: of a module, see :func:`block_weights`.
+        targets, exclude: of a module, see :func:`block_weights`.
         seed: of the random methods.
 
     Returns:
@@ -89,7 +93,7 @@ def one_shot_masks(
     [[[1, 0, 1, 0]], [[0, 1, 0, 1]]]
     """
     _check(sparsity, method)
-    weights, flipped = _matrices(model, targets)
+    weights, flipped = _matrices(model, targets, exclude)
     if not weights:
         raise InputError("there are no weights to prune")
     if ":" in method:
@@ -256,12 +260,13 @@ def _check(sparsity: float, method: str) -> None:
 
 
 def _matrices(
-    model: nn.Module | Mapping[str, Tensor], targets: Literal["blocks", "all"]
+    model: nn.Module | Mapping[str, Tensor], targets: Literal["blocks", "all"], exclude: Sequence[str]
 ) -> tuple[dict[str, Tensor], set[str]]:
     """Matrices by name, and which of them are stored inputs x outputs."""
     if not isinstance(model, nn.Module):
         return dict(model), set()
-    weights: dict[str, Tensor] = {name: w.detach() for name, w in block_weights(model, targets=targets).weights.items()}
+    found = block_weights(model, targets=targets, exclude=exclude).weights
+    weights: dict[str, Tensor] = {name: w.detach() for name, w in found.items()}
     number = sum(w.numel() for w in weights.values())
     if (zeros := sum(int((w == 0).sum()) for w in weights.values())) > 0.01 * number:
         warnings.warn(f"{zeros / number:.0%} of the weights are zero already; they count as the smallest", stacklevel=3)

@@ -1,0 +1,149 @@
+"""``lossmith prune``: fewer weights, and how many go for free."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lossmith.cli import app
+from lossmith.errors import InputError
+
+# How a method is called in lossmith.sparsity. ``nm`` takes its pattern from --pattern.
+METHODS = {"magnitude": "magnitude", "uniform": "uniform", "nm": None, "random": "random", "erk": "erk"}
+
+
+@app.command()
+def prune(
+    model: Annotated[str, typer.Argument(help="Folder of a model (with --sweep also a hub id).")],
+    method: Annotated[str, typer.Option(help="magnitude, uniform, nm; with --sweep also random, erk.")] = "magnitude",
+    sparsity: Annotated[float, typer.Option(help="Share of the prunable weights to remove, in [0, 1).")] = 0.5,
+    pattern: Annotated[str, typer.Option(help="Of nm: N of every M inputs stay.")] = "2:4",
+    targets: Annotated[str, typer.Option(help="blocks: layers in repeated blocks; all: also the head.")] = "blocks",
+    out: Annotated[
+        Path | None, typer.Option(help="New folder of the pruned model; with --sweep a JSON file.", show_default=False)
+    ] = None,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Measure the loss at every sparsity of --grid.")] = False,
+    data: Annotated[
+        str | None, typer.Option("--eval", help="Of --sweep: text, JSONL, a folder.", show_default=False)
+    ] = None,
+    grid: Annotated[str, typer.Option(help="Of --sweep: from:to:step, or a list.")] = "0:0.9:0.1",
+    tolerance: Annotated[float, typer.Option(help="Of --sweep: rise of the perplexity that is allowed.")] = 0.01,
+    texts: Annotated[int, typer.Option(help="Of --sweep: how many texts.")] = 200,
+    max_length: Annotated[int, typer.Option(help="Of --sweep: tokens of a text.")] = 512,
+    plot: Annotated[Path | None, typer.Option(help="Of --sweep: a .png, .svg or .pdf.", show_default=False)] = None,
+) -> None:
+    """Remove the weights that matter least, in one step; or measure how many go for free.
+
+    **Examples**
+
+    `lossmith prune my_model/ --sparsity 0.5 --out pruned/`
+
+    `lossmith prune my_model/ --method nm --pattern 2:4 --out pruned/`
+
+    `lossmith prune my_model/ --sweep --eval val.jsonl --plot curve.png`
+    """
+    if method not in METHODS:
+        from lossmith.errors import did_you_mean
+
+        raise InputError(f"unknown method '{method}': {did_you_mean(method, METHODS)}")
+    if targets not in ("blocks", "all"):
+        raise InputError(f"--targets must be blocks or all, got '{targets}'")
+    if not 0 <= sparsity < 1:
+        raise InputError(f"--sparsity must lie in [0, 1), got {sparsity}")
+    chosen = METHODS[method] or pattern
+    try:
+        if sweep:
+            _sweep(model, method, chosen, targets, data, _grid(grid), tolerance, texts, max_length, out, plot)
+            return
+        for name, given in (("--eval", data), ("--plot", plot)):
+            if given is not None:
+                raise InputError(f"{name} belongs to --sweep")
+        if out is None:
+            raise InputError("--out FOLDER says where the pruned model goes")
+        from lossmith.sparsity import prune_checkpoint
+
+        report = prune_checkpoint(model, out, sparsity, method=chosen, targets=targets)  # type: ignore[arg-type]
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    typer.echo(report.summary())
+    before, after = _size(Path(model)), _size(out)
+    typer.echo(
+        f"weights on disk: {before / 2**20:,.1f} -> {after / 2**20:,.1f} MiB ({after / before:.2f}x): dense files hold "
+        "zeros, so that it is neither smaller nor faster as it is"
+    )
+    typer.echo(f"model: {out}")
+
+
+def _sweep(
+    model: str,
+    method: str,
+    chosen: str,
+    targets: Any,
+    data: str | None,
+    grid: tuple[float, ...],
+    tolerance: float,
+    texts: int,
+    max_length: int,
+    out: Path | None,
+    plot: Path | None,
+) -> None:
+    from lossmith.files import write_json
+    from lossmith.sparsity import essential_sparsity, load_causal_model, text_evaluation
+
+    if data is None:
+        raise InputError("--sweep needs --eval: text to measure the loss on")
+    if not (tolerance >= 0 and math.isfinite(tolerance)):
+        raise InputError(f"--tolerance must be at least 0, got {tolerance}")
+    if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise InputError(f"--plot {plot} must end in .png, .svg or .pdf")
+    if out is not None and out.is_dir():
+        raise InputError(f"with --sweep --out is a JSON file, but {out} is a folder")
+    loaded, tokenizer = load_causal_model(model)
+    evaluate = text_evaluation(data, tokenizer, texts=texts, max_length=max_length)
+    curve = essential_sparsity(
+        loaded,
+        evaluate,
+        grid=grid,
+        method="magnitude" if method == "nm" else chosen,
+        patterns=(chosen,) if method == "nm" else (),
+        targets=targets,
+        # The perplexity rises by the tolerance where the loss rises by its logarithm.
+        tolerance=math.log1p(tolerance),
+        absolute=True,
+        lower_is_better=True,
+    )
+    typer.echo(f"{method}, {len(evaluate.rows)} texts, {evaluate.tokens:,} tokens; score: minus the loss in nats")
+    typer.echo(curve.summary())
+    typer.echo(f"allowed: perplexity up by {tolerance:.2%}")
+    if out is not None:
+        write_json(out, {"model": model, "eval": data, **json.loads(json.dumps(curve.to_dict()))})
+        typer.echo(f"curve: {out}")
+    if plot is not None:
+        curve.plot(plot)
+        typer.echo(f"plot: {plot}")
+
+
+def _grid(text: str) -> tuple[float, ...]:
+    try:
+        if ":" in text:
+            start, stop, step = (float(part) for part in text.split(":"))
+            if not step > 0:
+                raise ValueError
+            found = tuple(round(start + i * step, 10) for i in range(int((stop - start) / step + 1e-9) + 1))
+        else:
+            found = tuple(float(part) for part in text.strip("[] ").split(","))
+    except (ValueError, OverflowError):
+        raise InputError(f"--grid {text} is not from:to:step or numbers with commas") from None
+    if len(found) < 2:
+        raise InputError(f"--grid {text} has fewer than 2 sparsities")
+    return found
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("model*.safetensors"))

@@ -1,0 +1,78 @@
+"""lossmith prune on a small model of its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from lossmith.cli import app
+from lossmith.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, text_folder: Path) -> Path:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from lossmith.data import prepare
+
+    tokenizer = prepare(text_folder, vocab_size=300).tokenizer
+    path = tmp_path_factory.mktemp("models") / "gpt2"
+    torch.manual_seed(0)
+    config = GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=64, vocab_size=len(tokenizer))
+    GPT2LMHeadModel(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def _run(*arguments: object) -> str:
+    result = CliRunner().invoke(app, ["prune", *map(str, arguments)])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.output
+
+
+@pytest.mark.parametrize("method", ["magnitude", "uniform", "nm"])
+def test_writes_a_model_with_half_of_its_weights(method: str, model: Path, tmp_path: Path) -> None:
+    output = _run(model, "--method", method, "--out", tmp_path / "pruned")
+    assert "50.00% of the prunable weights are zero" in output
+    assert "(1.00x): dense files hold zeros" in output
+    assert (tmp_path / "pruned" / "tokenizer.json").is_file()
+
+
+def test_sweep_writes_the_curve(model: Path, text_folder: Path, tmp_path: Path) -> None:
+    output = _run(
+        model, "--sweep", "--eval", text_folder, "--grid", "0:0.9:0.3", "--texts", 8, "--max-length", 32,
+        "--out", tmp_path / "curve.json", "--plot", tmp_path / "curve.png", "--method", "nm",
+    )  # fmt: skip
+    assert "essential sparsity" in output
+    assert "knee at" in output
+    assert "2:4" in output
+    found = json.loads((tmp_path / "curve.json").read_text())
+    assert [row["sparsity"] for row in found["rows"]] == [0, 0.3, 0.6, 0.9]
+    assert (tmp_path / "curve.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--method", "magnitud"), "unknown method 'magnitud'"),
+        (("--sparsity", "1"), r"--sparsity must lie in \[0, 1\)"),
+        (("--targets", "some"), "--targets must be"),
+        ((), "--out FOLDER"),
+        (("--eval", "x"), "--eval belongs to --sweep"),
+        (("--method", "nm", "--pattern", "4:2", "--out", "nowhere"), "N < M"),
+        (("--method", "nm", "--pattern", "2:5", "--out", "nowhere"), "not a multiple of 5"),
+        (("--sweep",), "--sweep needs --eval"),
+        (("--sweep", "--grid", "0:x"), "is not from:to:step"),
+        (("--sweep", "--eval", "x", "--plot", "x.txt"), "must end in"),
+        (("--sweep", "--eval", "x", "--tolerance", "-1"), "--tolerance"),
+    ],
+)
+def test_wrong_input_is_one_sentence(arguments: tuple[str, ...], sentence: str, model: Path) -> None:
+    with pytest.raises(InputError, match=sentence):
+        _run(model, *arguments)
+    assert not Path("nowhere").exists()
