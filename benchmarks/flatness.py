@@ -5,7 +5,7 @@
 The loop is that of PyHessian's ``trace``: for each random vector, each batch's gradient is made anew with its graph
 (``create_graph=True``), and differentiated along the vector. Both work on the same small transformer, batches and
 number of products. ``ggn`` and ``fisher`` estimate the Gauss-Newton part alone, ``fisher`` with one draw of labels.
-Time: median over ``--repeats``, interleaved in one process.
+Processor time, which other work on the machine moves less: median over ``--repeats``, interleaved in one process.
 """
 
 from __future__ import annotations
@@ -74,10 +74,10 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(arguments.repeats + 1):
         for name, way in ways.items():
-            started = time.perf_counter()
+            started = time.process_time()
             value = way()
             if repeat:
-                times[name].append(time.perf_counter() - started)
+                times[name].append(time.process_time() - started)
             else:
                 print(f"{name:>12}: trace {value:.5g}")
     size = Curvature(model, batches).size
