@@ -119,7 +119,7 @@ def _digits(arm: str, seed: int, options: Mapping[str, Any]) -> tuple[dict[str, 
     }, steps
 
 
-SMALL = {"narrow": 4, "wide": 64, "examples": 64, "images": 100, "lr": 2e-3, "prior_std": 0.3}
+SMALL = {"narrow": 4, "wide": 64, "examples": 64, "images": 100, "lr": 2e-3, "prior_std": 0.3**0.5}
 
 STUDY = Study(
     slug="universality-lens",

@@ -126,7 +126,7 @@ def sample_posterior(
     *,
     steps: int = 6000,
     lr: float = 2e-3,
-    prior_std: float = 0.3,
+    prior_std: float = 0.55,
     burn_in: int | None = None,
     every: int = 20,
     batch_size: int | None = None,
