@@ -72,7 +72,7 @@ def plain(path: Path, model: Any, tokenizer: Any, max_length: int) -> np.ndarray
         with torch.no_grad():
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         targets = ids[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
-        losses = F.cross_entropy(logits[:, :-1].transpose(1, 2), targets, reduction="none")
+        losses = F.cross_entropy(logits[:, :-1].flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
         found += (losses.double().sum(-1) / mask[:, 1:].sum(-1)).tolist()
     return np.array(found)
 
