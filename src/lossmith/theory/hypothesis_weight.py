@@ -39,7 +39,6 @@ class GaussianComplexity(NamedTuple):
         directions: how many have ``n τ² λ > 1``.
     """
 
-
     nats: float
     dimension: float
     directions: int
