@@ -45,7 +45,7 @@ def test_writes_a_model_with_half_of_its_weights(method: str, model: Path, tmp_p
 
 def test_sweep_writes_the_curve(model: Path, text_folder: Path, tmp_path: Path) -> None:
     output = _run(
-        model, "--sweep", "--eval", text_folder, "--grid", "0:0.9:0.3", "--texts", 8, "--max-length", 32,
+        model, "--sweep", "--eval", text_folder, "--grid", "0:0.9:0.3", "--texts", 8, "--max-length", 500,
         "--out", tmp_path / "curve.json", "--plot", tmp_path / "curve.png", "--method", "nm",
     )  # fmt: skip
     assert "essential sparsity" in output

@@ -37,8 +37,9 @@ def _llama(path: Path, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("method", ["magnitude", "uniform", "2:4"])
-@pytest.mark.parametrize("targets", ["blocks", "all"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("targets", "dtype"), [("blocks", torch.float32), ("all", torch.bfloat16), ("blocks", torch.float16)]
+)
 @pytest.mark.parametrize("build", [_gpt2, _llama])
 def test_files_are_pruned_like_models_in_memory(
     build: Any, dtype: torch.dtype, targets: Any, method: str, tmp_path: Path

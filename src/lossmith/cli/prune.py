@@ -105,7 +105,8 @@ def _sweep(
     if out is not None and out.is_dir():
         raise InputError(f"with --sweep --out is a JSON file, but {out} is a folder")
     loaded, tokenizer = load_causal_model(model)
-    evaluate = text_evaluation(data, tokenizer, texts=texts, max_length=max_length)
+    limit = min(max_length, getattr(loaded.config, "max_position_embeddings", None) or max_length)
+    evaluate = text_evaluation(data, tokenizer, texts=texts, max_length=limit)
     curve = essential_sparsity(
         loaded,
         evaluate,

@@ -259,11 +259,10 @@ def essential_sparsity(
         seed: of random masks and of the intervals.
         progress: told (done, total) after each model.
 
-    >>> torch.manual_seed(0); layer = nn.Linear(8, 8)
-    <torch._C.Generator object at ...>
-    >>> curve = essential_sparsity(layer, lambda m: m.weight.abs().sum(), targets="all")
+    >>> layer = nn.Linear(4, 4)
+    >>> curve = essential_sparsity(layer, lambda m: float((m.weight != 0).sum()), targets="all", tolerance=0.3)
     >>> curve.s_star
-    0.1
+    0.2
     """
     _curve(grid, np.zeros(len(grid)))
     for pattern in patterns:

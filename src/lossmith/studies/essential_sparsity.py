@@ -185,9 +185,10 @@ def _language_model(arm: str, seed: int, options: Mapping[str, Any]) -> tuple[di
     from lossmith.sparsity import load_causal_model, text_evaluation
 
     model, tokenizer = load_causal_model(options["model"])
-    evaluate = text_evaluation(
-        options["data"], tokenizer, texts=int(options["texts"]), max_length=int(options["max_length"]), what="accuracy"
-    )
+    longest = int(options["max_length"])
+    longest = min(longest, getattr(model.config, "max_position_embeddings", None) or longest)
+    texts = int(options["texts"])
+    evaluate = text_evaluation(options["data"], tokenizer, texts=texts, max_length=longest, what="accuracy")
 
     def load() -> Any:
         return copy.deepcopy(model)
