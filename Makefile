@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= runs/demo
+# Tests side by side; each runs on one thread.
+JOBS ?= auto
 
 .PHONY: help setup demo test test-slow lint types docs check clean
 
@@ -22,10 +24,10 @@ demo: setup      ## Run the main job: compare four arms on Python's own text, ab
 	$(BIN)/lossmith compare --out $(OUT)
 
 test: setup      ## Run the tests (under ten minutes).
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS)
 
 test-slow: setup ## Run the tests that take longer.
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
 lint: setup      ## Check style.
 	$(BIN)/ruff check .

@@ -83,7 +83,7 @@ def load_causal_model(name: str) -> tuple[Any, Any]:
     options: dict[str, Any] = {"local_files_only": Path(name).exists() or not hub_is_reachable()}
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
-        model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, dtype="auto", **options)
+        model: Any = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, dtype="auto", **options)
     except Exception as error:  # a different kind for every way in which a folder can be wrong
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"{name} cannot be loaded: {reason}") from None

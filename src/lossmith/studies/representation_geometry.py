@@ -69,7 +69,7 @@ def experiment(arm: str, seed: int, options: Mapping[str, Any], folder: Path) ->
     """One moment: rank, decay, loss and accuracy on held-out windows."""
     started = time.perf_counter()
     if options["model"] is not None:
-        return _published(arm, options, started)
+        return _published(arm, seed, options, started)
     import torch
 
     from lossmith.training.objectives import NextToken
@@ -185,7 +185,7 @@ def _measure(model: Any, windows: Any, arm: str, options: Mapping[str, Any]) -> 
     return {"rankme": found.rankme, "alpha": found.alpha, "loss": total / count, "accuracy": right / count}
 
 
-def _published(arm: str, options: Mapping[str, Any], started: float) -> Experiment:
+def _published(arm: str, seed: int, options: Mapping[str, Any], started: float) -> Experiment:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -198,10 +198,13 @@ def _published(arm: str, options: Mapping[str, Any], started: float) -> Experime
     model = AutoModelForCausalLM.from_pretrained(where, **which)
     tokenizer: Any = load_tokenizer(where)
     length = int(options["sequence_length"])
-    rows = []
+    # Every seed has texts of its own.
+    rows, skip = [], seed * int(options["samples"])
     for document in read_corpus(str(options.get("data") or options["corpus"])):
         ids = tokenizer(document.text, add_special_tokens=False, truncation=True, max_length=length)["input_ids"]
-        if len(ids) == length:
+        if len(ids) == length and skip:
+            skip -= 1
+        elif len(ids) == length:
             rows.append(ids)
         if len(rows) == int(options["samples"]):
             break
@@ -235,7 +238,7 @@ STUDY = Study(
     better={"loss": "lower", "accuracy": "higher"},
     lower_is_better=False,
     claims=CLAIMS,
-    seeds={"smoke": 2, "quick": 4, "full": 1},
+    seeds={"smoke": 2, "quick": 4, "full": 3},
     options={
         "smoke": {**SMALL, "documents": 60, "vocab_size": 400, "steps": 8, "warmup_steps": 4, "samples": 80},
         "quick": {**SMALL, "steps": 1500, "warmup_steps": 76, "samples": 1500},
