@@ -347,6 +347,17 @@ def _returns_head_output(model: nn.Module, head: nn.Linear, inputs: dict[str, An
 
     few = {k: v[:1, :4] if isinstance(v, Tensor) and v.ndim == 2 else v for k, v in inputs.items()}
     devices = [head.weight.device] if head.weight.device.type == "cuda" else []
-    with torch.no_grad(), torch.random.fork_rng(devices), forward_replaced(head, forward):
-        logits = output_logits(model(**few))
-    return len(seen) == 1 and logits.shape == seen[0].shape and torch.equal(logits.float(), seen[0].float())
+    with torch.no_grad(), torch.random.fork_rng(devices):
+        with forward_replaced(head, forward):
+            logits = output_logits(model(**few))
+        if not (len(seen) == 1 and logits.shape == seen[0].shape and torch.equal(logits.float(), seen[0].float())):
+            return False
+        # What changes no number yet, such as a bias that is still zero, would widen a single column.
+        column = torch.randn(*logits.shape[:-1], 1, device=logits.device, dtype=logits.dtype)
+        try:
+            with forward_replaced(head, lambda hidden: column):
+                kept = output_logits(model(**few))
+        except RuntimeError:
+            # A model that reshapes its logits to the vocabulary keeps them.
+            return False
+    return kept.shape == column.shape and torch.equal(kept, column)
