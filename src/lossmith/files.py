@@ -78,3 +78,34 @@ def finite_or_none(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite_or_none(item) for item in value]
     return value
+
+
+def read_utf8(path: str | Path, what: str = "", *, encoding: str = "utf-8") -> str:
+    """All of a text file.
+
+    Args:
+        path: of the file.
+        what: the file is, for the sentence (``"CoNLL file"``).
+        encoding: ``utf-8``, or ``utf-8-sig`` where editors may have left a mark at the start.
+
+    Raises:
+        InputError: no such file, or not UTF-8 (the byte is named).
+    """
+    name = f"{what} {path}" if what else str(path)
+    try:
+        return Path(path).read_text(encoding=encoding)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise InputError(f"{name} does not exist or is a folder") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name} is not UTF-8 at byte {error.start}") from None
+
+
+def check_new_folder(folder: str | Path) -> None:
+    """Refuse to write results into a folder that holds something.
+
+    Raises:
+        InputError: it does, or is a file.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"--out {folder} exists and is not an empty folder; choose another")

@@ -54,10 +54,11 @@ def distill(
     """
     from lossmith.data import read_completions
     from lossmith.errors import InputError, did_you_mean
-    from lossmith.training.language_model_distillation import check_empty, distill_language_model
+    from lossmith.files import check_new_folder
+    from lossmith.training.language_model_distillation import distill_language_model
     from lossmith.training.models import DTYPES
 
-    check_empty(out)
+    check_new_folder(out)
     if dtype not in DTYPES:
         raise InputError(f"unknown --dtype '{dtype}': {did_you_mean(dtype, DTYPES)}")
     fields = {"prompt_field": prompt_field, "completion_field": completion_field}

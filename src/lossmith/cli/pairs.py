@@ -51,10 +51,10 @@ def fit(
     `lossmith pairs fit train.tsv --evaluate test.tsv --loss "set_dice_loss(alpha=0.01)" --out classifier`
     """
     from lossmith.errors import InputError
+    from lossmith.files import check_new_folder
     from lossmith.tasks.text import PairClassifier, read_pairs
 
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"--out {out} exists and is not an empty folder; choose another")
+    check_new_folder(out)
     if not epochs > 0 or batch_size < 1 or max_length < 4:
         raise InputError(
             f"--epochs must be > 0, --batch-size >= 1 and --max-length >= 4, got {epochs}, {batch_size}, {max_length}"
@@ -89,13 +89,10 @@ def predict(
     `lossmith pairs predict classifier pairs.txt`
     """
     from lossmith.errors import InputError
+    from lossmith.files import read_utf8
 
-    try:
-        lines = [line.rstrip("\r") for line in text.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
-    except (FileNotFoundError, IsADirectoryError):
-        raise InputError(f"{text} does not exist or is a folder") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{text} is not UTF-8 at byte {error.start}") from None
+    whole = read_utf8(text, encoding="utf-8-sig")
+    lines = [line.rstrip("\r") for line in whole.split("\n") if line.strip()]
     rows = [tuple(line.split("\t")) for line in lines]
     for number, row in enumerate(rows, 1):
         if len(row) != 2:

@@ -118,10 +118,10 @@ def fit(
     """
     from lossmith.data import read_rationales
     from lossmith.errors import InputError
+    from lossmith.files import check_new_folder
     from lossmith.tasks.text import RationaleStudent
 
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"--out {out} exists and is not an empty folder; choose another")
+    check_new_folder(out)
     rows = read_rationales(train)
     judged = read_rationales(evaluate) if evaluate is not None else None
     chosen = {"beta": beta, "margin": margin, "scheme": scheme}

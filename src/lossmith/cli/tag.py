@@ -39,10 +39,10 @@ def fit(
     `lossmith tag fit train.conll --evaluate dev.conll --loss "set_dice_loss(alpha=0.01)" --out tagger`
     """
     from lossmith.errors import InputError
+    from lossmith.files import check_new_folder
     from lossmith.tasks.text import TokenTagger, read_conll
 
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"--out {out} exists and is not an empty folder; choose another")
+    check_new_folder(out)
     if not epochs > 0 or batch_size < 1 or max_length < 4:
         raise InputError(
             f"--epochs must be > 0, --batch-size >= 1 and --max-length >= 4, got {epochs}, {batch_size}, {max_length}"
@@ -76,15 +76,11 @@ def predict(
     `lossmith tag predict tagger sentences.txt --out tagged.conll`
     """
     from lossmith.errors import InputError
+    from lossmith.files import read_utf8
     from lossmith.tasks.text import Sentence
     from lossmith.tasks.text.conll import write_conll
 
-    try:
-        lines = [line.split() for line in text.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (FileNotFoundError, IsADirectoryError):
-        raise InputError(f"{text} does not exist or is a folder") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{text} is not UTF-8 at byte {error.start}") from None
+    lines = [line.split() for line in read_utf8(text).splitlines() if line.strip()]
     if not lines:
         raise InputError(f"{text} holds no sentences")
     tags = _load(tagger).predict(lines)  # type: ignore[attr-defined]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import InputError
-from ..files import write_text
+from ..files import read_utf8, write_text
 
 _PARTS = re.compile(r"<?\s*explanation\s*>?\s*:(.*?)<?\s*answer\s*>?\s*:(.*)", re.IGNORECASE | re.DOTALL)
 
@@ -261,12 +261,7 @@ def read_rationales(path: str | Path, *, need_samples: bool = True) -> list[Rati
         InputError: names the file and line.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, IsADirectoryError):
-        raise InputError(f"{path} does not exist or is a folder; give a JSONL file of questions and samples") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 at byte {error.start}") from None
+    text = read_utf8(path)
     rows = []
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():

@@ -155,10 +155,14 @@ class Law(ABC):
             raise ValueError(f"bootstrap must not be negative, got {bootstrap}")
         if columns:
             reading = dataclasses.replace(reading, columns={**reading.columns, **columns})
-        table = self.read(source, reading)
-        return self.fit_table(
+        law, table = self.adapted(source, reading)
+        return law.fit_table(
             table, bootstrap=bootstrap, seed=seed, calibrated=calibrated, starts=starts, progress=progress
         )
+
+    def adapted(self, source: Any, reading: Reading) -> tuple[Law, Table]:
+        """The law to fit, and the measurements: another one where its parameters depend on what is in the table."""
+        return self, self.read(source, reading)
 
     def fit_table(
         self,

@@ -6,7 +6,7 @@ Liu, Liu and Gore, "Superposition Yields Robust Neural Scaling", 2025, arXiv 250
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -95,32 +95,10 @@ class Width(Law):
         """The measurements, with the number of each row's group (counted from 1) in the column ``group``."""
         return self._read(source, reading, self.groups)[1]
 
-    def fit(
-        self,
-        source: Any,
-        *,
-        bootstrap: int = 200,
-        seed: int = 0,
-        calibrated: bool = True,
-        starts: int = 6,
-        reading: Reading = Reading(),
-        progress: Callable[[int, int], None] | None = None,
-        **columns: str | float,
-    ) -> Fitted:
-        """As :meth:`Law.fit`; the groups are those of the table.
-
-        Raises:
-            InputError: fewer than 3 widths; a group with one width only, which its own offset would explain.
-        """
-        if bootstrap < 0:
-            raise ValueError(f"bootstrap must not be negative, got {bootstrap}")
-        if columns:
-            reading = dataclasses.replace(reading, columns={**reading.columns, **columns})
+    def adapted(self, source: Any, reading: Reading) -> tuple[Width, Table]:
+        """One offset for each group of the table."""
         groups, table = self._read(source, reading, self.groups)
-        law = dataclasses.replace(self, groups=groups)
-        return law.fit_table(
-            table, bootstrap=bootstrap, seed=seed, calibrated=calibrated, starts=starts, progress=progress
-        )
+        return dataclasses.replace(self, groups=groups), table
 
     def check(self, table: Table) -> None:
         """Refuse too few widths, also within a group."""

@@ -293,13 +293,7 @@ class LOSTLinear(nn.Module):
         weight = gamma * (self.B @ self.A.T)
         if self.values is not None:
             weight.index_add_(1, self.index, (1 - gamma) * self.values)
-        linear = nn.Linear(
-            self.in_features, self.out_features, bias=self.bias is not None, device=weight.device, dtype=weight.dtype
-        )
-        linear.weight.copy_(weight)
-        if self.bias is not None:
-            linear.bias.copy_(self.bias)
-        return linear.train(self.training)
+        return as_linear(weight, self.bias).train(self.training)
 
     def extra_repr(self) -> str:
         """Shape and options."""
@@ -308,6 +302,17 @@ class LOSTLinear(nn.Module):
             f"columns={self.columns}, gamma={self.gamma:g}, activation={self.activation!r}, "
             f"bias={self.bias is not None}"
         )
+
+
+@torch.no_grad()
+def as_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A linear layer with copies of these."""
+    rows, columns = weight.shape
+    linear = nn.Linear(columns, rows, bias=bias is not None, device=weight.device, dtype=weight.dtype)
+    linear.weight.copy_(weight)
+    if bias is not None:
+        linear.bias.copy_(bias)
+    return linear
 
 
 class _Product(torch.autograd.Function):

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lossmith.sparsity.lost_layer import dense_weight, whole_rank
+from lossmith.sparsity.lost_layer import as_linear, dense_weight, whole_rank
 
 
 class SLTrainLinear(nn.Module):
@@ -120,14 +120,7 @@ class SLTrainLinear(nn.Module):
     @torch.no_grad()
     def merged(self) -> nn.Linear:
         """The same function as an ``nn.Linear``."""
-        weight = self.weight()
-        linear = nn.Linear(
-            self.in_features, self.out_features, bias=self.bias is not None, device=weight.device, dtype=weight.dtype
-        )
-        linear.weight.copy_(weight)
-        if self.bias is not None:
-            linear.bias.copy_(self.bias)
-        return linear.train(self.training)
+        return as_linear(self.weight(), self.bias).train(self.training)
 
     def extra_repr(self) -> str:
         """Shape and options."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from lossmith.data import Completion, CompletionCollator, encode_completions, load_tokenizer
 from lossmith.errors import InputError
+from lossmith.files import check_new_folder
 from lossmith.heads import attach_adaptive_clipped_kl, detach_adaptive_clipped_kl
 
 
@@ -41,7 +42,7 @@ class DistilledModel:
             InputError: the folder exists and is not empty.
         """
         folder = Path(folder)
-        check_empty(folder)
+        check_new_folder(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as part:
             target = Path(part) / "model"
@@ -186,9 +187,3 @@ def _progress(report: Callable[[str], None]) -> Any:
                 report(f"step {state.global_step}/{state.max_steps}, loss {logs['loss']:.4f}, about {left:.0f} s left")
 
     return Progress()
-
-
-def check_empty(folder: Path) -> None:
-    """Refuse a folder that holds something."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"--out {folder} exists and is not an empty folder; choose another")

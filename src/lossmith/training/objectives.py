@@ -190,7 +190,8 @@ class NextToken:
         if type(head) is not nn.Linear or hasattr(model, "_orig_mod"):
             return False
         if inner not in self._heads:
-            self._heads[inner] = _returns_head_output(model, head, inputs)
+            few = {k: v[:1, :4] if isinstance(v, Tensor) and v.ndim == 2 else v for k, v in inputs.items()}
+            self._heads[inner] = returns_head_output(head, lambda: output_logits(model(**few)))
         return self._heads[inner]
 
 
@@ -337,26 +338,31 @@ def forward_replaced(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> 
             module.forward = own  # type: ignore[method-assign]
 
 
-def _returns_head_output(model: nn.Module, head: nn.Linear, inputs: dict[str, Any]) -> bool:
-    """Whether the model's logits are its output layer's product, bit for bit (no soft cap, no scaling)."""
+@torch.no_grad()
+def returns_head_output(head: nn.Linear, logits: Callable[[], Tensor]) -> bool:
+    """Whether a model's logits are its output layer's product, bit for bit: no soft cap, no scaling, no bias behind it.
+
+    Args:
+        head: the output layer.
+        logits: runs the model that ``head`` belongs to on a few tokens.
+    """
     seen: list[Tensor] = []
 
     def forward(hidden: Tensor) -> Tensor:
         seen.append(F.linear(hidden, head.weight, head.bias))
         return seen[-1]
 
-    few = {k: v[:1, :4] if isinstance(v, Tensor) and v.ndim == 2 else v for k, v in inputs.items()}
     devices = [head.weight.device] if head.weight.device.type == "cuda" else []
-    with torch.no_grad(), torch.random.fork_rng(devices):
+    with torch.random.fork_rng(devices):
         with forward_replaced(head, forward):
-            logits = output_logits(model(**few))
-        if not (len(seen) == 1 and logits.shape == seen[0].shape and torch.equal(logits.float(), seen[0].float())):
+            whole = logits()
+        if not (len(seen) == 1 and whole.shape == seen[0].shape and torch.equal(whole.float(), seen[0].float())):
             return False
-        # What changes no number yet, such as a bias that is still zero, would widen a single column.
-        column = torch.randn(*logits.shape[:-1], 1, device=logits.device, dtype=logits.dtype)
+        # What changes no number yet, such as a bias that is still zero (BART), would widen a single column.
+        column = torch.randn(*whole.shape[:-1], 1, device=whole.device, dtype=whole.dtype)
         try:
             with forward_replaced(head, lambda hidden: column):
-                kept = output_logits(model(**few))
+                kept = logits()
         except RuntimeError:
             # A model that reshapes its logits to the vocabulary keeps them.
             return False

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lossmith.errors import InputError, did_you_mean
+from lossmith.files import read_utf8
 
 Array = NDArray[np.float64]
 
@@ -343,12 +344,7 @@ def _shortest(low: float, high: float) -> float:
 
 
 def _read_points(path: Path) -> Array:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (FileNotFoundError, IsADirectoryError):
-        raise InputError(f"{path} does not exist or is a folder") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 at byte {error.start}") from None
+    lines = read_utf8(path).splitlines()
     rows: list[list[float]] = []
     for number, line in enumerate(lines, 1):
         cells = line.replace(",", " ").replace(";", " ").split()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lossmith.errors import InputError
+from lossmith.files import read_utf8
 
 _TAG = re.compile(r"^(O|[BIESLU]-\S+)$")
 
@@ -32,12 +33,7 @@ def read_conll(path: str | Path, *, column: int = -1) -> list[Sentence]:
             (the line is named).
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, IsADirectoryError):
-        raise InputError(f"CoNLL file {path} does not exist or is a folder") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"CoNLL file {path} is not UTF-8 at byte {error.start}") from None
+    text = read_utf8(path, "CoNLL file")
     sentences: list[Sentence] = []
     words: list[str] = []
     tags: list[str] = []

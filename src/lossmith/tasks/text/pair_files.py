@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lossmith.errors import InputError
+from lossmith.files import read_utf8
 
 # What the usual corpora call their columns: GLUE, MSRP, QQP, SNLI, PAWS.
 FIRST = ("sentence1", "#1 String", "question1", "premise", "text_a", "first", "sentence_A")
@@ -43,12 +44,7 @@ def read_pairs(
         raise InputError(
             f"{path}: pairs are read from .tsv (or .txt), .csv and .jsonl files, got '{path.suffix or path.name}'"
         )
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (FileNotFoundError, IsADirectoryError):
-        raise InputError(f"pairs file {path} does not exist or is a folder") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"pairs file {path} is not UTF-8 at byte {error.start}") from None
+    text = read_utf8(path, "pairs file", encoding="utf-8-sig")
     chosen: list[str] | None = None
     pairs: list[Pair] = []
     for line, record in _records(path, text):

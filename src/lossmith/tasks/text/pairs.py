@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lossmith.errors import InputError
+from lossmith.tasks.text.encoder_training import train_encoder
 from lossmith.tasks.text.pair_files import Pair
 
 
@@ -84,9 +84,6 @@ class PairClassifier:
 
     def fit(self, pairs: Sequence[Pair]) -> PairClassifier:
         """Train on labelled pairs."""
-        import transformers
-
-        from lossmith.training import Trainer
         from lossmith.training.set_classification import classification_objective, takes_single_logit
 
         if not pairs:
@@ -104,30 +101,17 @@ class PairClassifier:
         self._build(pairs, single=len(counts) == 2 and takes_single_logit(self.loss))
         index = {label: i for i, label in enumerate(self.labels_)}
         rows = [{**self._encode(pair.first, pair.second), "labels": index[pair.label]} for pair in pairs]
-        transformers.utils.logging.set_verbosity_error()
-        with tempfile.TemporaryDirectory() as folder:
-            arguments = transformers.TrainingArguments(
-                **{
-                    "output_dir": folder,
-                    "num_train_epochs": self.epochs,
-                    "per_device_train_batch_size": self.batch_size,
-                    "learning_rate": self.learning_rate,
-                    "seed": self.seed,
-                    "data_seed": self.seed,
-                    "report_to": "none",
-                    "save_strategy": "no",
-                    "disable_tqdm": True,
-                    "logging_strategy": "no",
-                    "use_cpu": not torch.cuda.is_available(),
-                    **self.training,
-                }
-            )
-            trainer = Trainer(
-                self.model_, arguments, objective=objective, train_dataset=rows, data_collator=self._collate
-            )
-            trainer.remove_callback(transformers.PrinterCallback)
-            trainer.train()
-            self.steps_ = trainer.state.global_step
+        self.steps_ = train_encoder(
+            self.model_,
+            rows,
+            objective,
+            self._collate,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            seed=self.seed,
+            **self.training,
+        )
         return self
 
     @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from lossmith.errors import InputError
 from lossmith.tasks.text.conll import Sentence
+from lossmith.tasks.text.encoder_training import train_encoder
 
 IGNORED = -100
 
@@ -85,9 +85,6 @@ class TokenTagger:
 
     def fit(self, sentences: Sequence[Sentence]) -> TokenTagger:
         """Train on tagged sentences."""
-        import transformers
-
-        from lossmith.training import Trainer
         from lossmith.training.set_classification import classification_objective
 
         if not sentences:
@@ -99,34 +96,17 @@ class TokenTagger:
         torch.manual_seed(self.seed)
         self._build(sentences)
         rows = [row for s in sentences for row in self._windows(s.words, s.tags)]
-        transformers.utils.logging.set_verbosity_error()
-        with tempfile.TemporaryDirectory() as folder:
-            arguments = transformers.TrainingArguments(
-                **{
-                    "output_dir": folder,
-                    "num_train_epochs": self.epochs,
-                    "per_device_train_batch_size": self.batch_size,
-                    "learning_rate": self.learning_rate,
-                    "seed": self.seed,
-                    "data_seed": self.seed,
-                    "report_to": "none",
-                    "save_strategy": "no",
-                    "disable_tqdm": True,
-                    "logging_strategy": "no",
-                    "use_cpu": not torch.cuda.is_available(),
-                    **self.training,
-                }
-            )
-            trainer = Trainer(
-                self.model_,
-                arguments,
-                objective=classification_objective(self.loss, [counts[tag] for tag in self.tags_]),
-                train_dataset=rows,
-                data_collator=self._collate,
-            )
-            trainer.remove_callback(transformers.PrinterCallback)
-            trainer.train()
-            self.steps_ = trainer.state.global_step
+        self.steps_ = train_encoder(
+            self.model_,
+            rows,
+            classification_objective(self.loss, [counts[tag] for tag in self.tags_]),
+            self._collate,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            seed=self.seed,
+            **self.training,
+        )
         return self
 
     @torch.no_grad()
