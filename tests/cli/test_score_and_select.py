@@ -115,6 +115,8 @@ def test_what_cannot_be_selected_is_one_sentence(place: Path, tmp_path: Path, ar
     [
         (["--shard", "0/3"], "--shard must be K/N"),
         (["--shard", "1/2", "--jobs", "2"], "--jobs must be"),
+        (["--shard", "1/2", "--ray", "local"], "--ray divides the corpus itself"),
+        (["--gpus-per-job", "1"], "--gpus-per-job belongs to --ray"),
         (["--dtype", "float23"], "did you mean 'float32'"),
         (["--device", "gpu"], "unknown --device"),
         (["--max-length", "9999"], "longer than the 2048 positions"),
@@ -145,7 +147,10 @@ def test_a_target_fine_tunes_the_conditional_model_once(place: Path, tmp_path: P
 @pytest.mark.slow
 def test_processes_side_by_side_give_the_same_bytes(place: Path, tmp_path: Path) -> None:
     shutil.copy(place / "corpus.jsonl.gz", tmp_path / "corpus.jsonl.gz")
-    for name, jobs in (("one", 1), ("two", 2)):
-        given = ["--model", place / "prior", "--block-documents", 8, "--jobs", jobs]
+    pytest.importorskip("ray")
+    ways = {"one": (), "two": ("--jobs", 2), "ray": ("--ray", "local", "--jobs", 2)}
+    for name, way in ways.items():
+        given = ["--model", place / "prior", "--block-documents", 8, *way]
         run("score", tmp_path / "corpus.jsonl.gz", *given, "--out", tmp_path / f"{name}.parquet")
-    assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
+    one, two, ray = ((tmp_path / f"{name}.parquet").read_bytes() for name in ways)
+    assert one == two == ray

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from lossmith.data import (
+    RayScoring,
     Scorer,
     document_hash,
     language_model_scorer,
@@ -23,6 +25,7 @@ from lossmith.data import (
     score_texts,
     train_tokenizer,
 )
+from lossmith.data.scoring import score_block
 from lossmith.data.tokenization import encode
 from lossmith.errors import InputError
 
@@ -144,6 +147,59 @@ def dying(ids, targets):
     return pair_losses(ids, targets)
 score_corpus(sys.argv[1], {"m": scorer(dying)}, sys.argv[2], block_documents=16)
 """
+
+
+def test_a_backend_that_answers_in_another_order_gives_the_same_bytes(corpus: Path, tmp_path: Path) -> None:
+    def backwards(blocks: Any, batch_tokens: int) -> Any:
+        for number, texts in reversed(list(blocks)):
+            yield number, score_block(texts, {"a": scorer()}, batch_tokens)
+
+    told: list[int] = []
+    options: dict[str, Any] = {"block_documents": 16}
+    score_corpus(corpus, {"a": scorer()}, tmp_path / "here.parquet", **options)
+    there = score_corpus(
+        corpus,
+        {"a": scorer()},
+        tmp_path / "there.parquet",
+        backend=backwards,
+        progress=lambda documents, _: told.append(documents),
+        **options,
+    )
+    assert (tmp_path / "here.parquet").read_bytes() == (tmp_path / "there.parquet").read_bytes()
+    assert (there.scored, there.complete) == (150, True)
+
+
+@pytest.mark.slow
+def test_a_ray_worker_that_dies_is_replaced_and_the_bytes_are_the_same(corpus: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    died = tmp_path / "died"
+
+    def load() -> dict[str, Scorer]:
+        # By value: workers do not know this module.
+        def losses(ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            if not died.exists():
+                died.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return torch.where(targets >= 0, torch.sin(ids * 1.7 + targets * 0.3).double() + 1.5, 0.0).sum(-1)
+
+        def ids(texts: Any) -> list[np.ndarray]:
+            return [np.frombuffer(b"\0" + text.encode(), dtype=np.uint8).astype(np.int32) for text in texts]
+
+        return {"a": Scorer(losses, ids, 32, "b", "1")}
+
+    backend = RayScoring(load, workers=2)
+    done = score_corpus(corpus, load(), tmp_path / "ray.parquet", block_documents=16, backend=backend)
+    assert died.exists()
+    score_corpus(corpus, load(), tmp_path / "here.parquet", block_documents=16)
+    assert done.scored == 150
+    assert (tmp_path / "ray.parquet").read_bytes() == (tmp_path / "here.parquet").read_bytes()
+
+
+def test_ray_is_asked_for_something_that_it_can_give() -> None:
+    with pytest.raises(InputError, match="workers must be at least 1, got 0"):
+        RayScoring(dict, workers=0)
+    with pytest.raises(InputError, match="gpus must be at least 0, got -1"):
+        RayScoring(dict, gpus=-1)
 
 
 def test_a_killed_run_continues_to_the_same_bytes(corpus: Path, tmp_path: Path) -> None:

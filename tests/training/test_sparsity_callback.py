@@ -204,6 +204,9 @@ def test_arms_of_a_comparison_name_their_weights(text_folder: Path, tmp_path: Pa
     ratio = runs["sparse"].cost.flops / runs["baseline"].cost.flops
     assert ratio == pytest.approx(sparse["average"] / number, rel=1e-9)
     assert any(note.startswith(f"sparse: {number:,} matrix parameters at the start") for note in comparison.notes)
+    reasons = {found.arm: found.reason for found in comparison.forecasts}
+    assert reasons["sparse"].startswith("the number of its weights changes while it trains")
+    assert reasons["narrow"].startswith("too short")
     saved = LlamaForCausalLM.from_pretrained(tmp_path / "runs/sparse/seed-0/model")
     matrices = [p for name, p in saved.named_parameters() if p.ndim == 2 and "embed" not in name]
     assert sum(int((p != 0).sum()) for p in matrices) == sparse["final"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import multiprocessing
 import os
 import re
@@ -18,7 +19,7 @@ from lossmith.cli import app
 from lossmith.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
-    from lossmith.data import ScoreSummary
+    from lossmith.data import Scorer, ScoreSummary
 
 
 @app.command()
@@ -46,6 +47,14 @@ def score(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
     device: Annotated[str, typer.Option(help="auto takes a GPU where there is one; or cpu.")] = "auto",
     jobs: Annotated[int, typer.Option(help="Processes side by side on this machine.")] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="Score with --jobs actors on a Ray cluster: its address, auto, or local to start one here.",
+            show_default=False,
+        ),
+    ] = None,
+    gpus_per_job: Annotated[float, typer.Option(help="With --ray: GPUs that each actor asks for.")] = 0.0,
     shard: Annotated[
         str | None, typer.Option(help="K/N: only every N-th block, the K-th; all N name the same --out.")
     ] = None,
@@ -61,10 +70,16 @@ def score(
     `lossmith score corpus.jsonl --model prior/ --target books.jsonl --out scores.parquet`
 
     `lossmith score corpus/ --model prior=gpt2 --shard 3/7 --out /shared/scores.parquet`
+
+    `lossmith score corpus/ --model prior=gpt2 --ray auto --jobs 32 --out scores.parquet`
     """
     models = _named_models(model)
     if jobs < 1 or (jobs > 1 and shard is not None):
         raise InputError(f"--jobs must be at least 1, and 1 where --shard is given, got {jobs}")
+    if ray is None and gpus_per_job:
+        raise InputError("--gpus-per-job belongs to --ray")
+    if ray is not None and shard is not None:
+        raise InputError("--ray divides the corpus itself; leave --shard out")
     if device not in ("auto", "cpu"):
         raise InputError(f"unknown --device '{device}': {did_you_mean(device, ('auto', 'cpu'))}")
     options: dict[str, Any] = {
@@ -81,7 +96,10 @@ def score(
             _fine_tuned(next(iter(models.values())), target, out, text_field, learning_rate, dtype)
         )
     started = time.monotonic()
-    if jobs == 1:
+    if ray is not None:
+        done = _score_on_ray(corpus, models, out, options, loading, ray, jobs, gpus_per_job)
+        scored = done.scored
+    elif jobs == 1:
         done = _score(corpus, models, out, options, loading, _shard(shard))
         scored = done.scored
     else:
@@ -110,13 +128,47 @@ def _score(
     threads: int | None = None,
 ) -> ScoreSummary:
     import torch
-    import transformers
 
-    from lossmith.data import language_model_scorer, load_tokenizer, score_corpus
-    from lossmith.training.models import DTYPES, build_model
+    from lossmith.data import score_corpus
 
     if threads is not None:
         torch.set_num_threads(threads)
+    progress = None if shard[0] != 0 else _Progress()
+    return score_corpus(corpus, _scorers(models, loading), out, shard=shard, progress=progress, **options)
+
+
+def _score_on_ray(
+    corpus: str,
+    models: dict[str, str],
+    out: Path,
+    options: dict[str, Any],
+    loading: dict[str, Any],
+    address: str,
+    jobs: int,
+    gpus: float,
+) -> ScoreSummary:
+    from lossmith.data import RayScoring, score_corpus
+
+    # A folder that every machine has; a hub id is no path.
+    models = {name: str(Path(path).resolve()) if Path(path).exists() else path for name, path in models.items()}
+    backend = RayScoring(
+        functools.partial(_scorers, models, loading),
+        workers=jobs,
+        gpus=gpus,
+        address=None if address == "local" else address,
+    )
+    # Here the models only tell what is computed.
+    scorers = _scorers(models, {**loading, "device": "cpu"})
+    return score_corpus(corpus, scorers, out, backend=backend, progress=_Progress(), **options)
+
+
+def _scorers(models: dict[str, str], loading: dict[str, Any]) -> dict[str, Scorer]:
+    import torch
+    import transformers
+
+    from lossmith.data import language_model_scorer, load_tokenizer
+    from lossmith.training.models import DTYPES, build_model
+
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     if loading["dtype"] not in DTYPES:
@@ -133,8 +185,7 @@ def _score(
         if loading["device"] == "auto" and torch.cuda.is_available():
             built = built.cuda()
         scorers[name] = language_model_scorer(built, tokenizer, max_length=loading["max_length"])
-    quiet = shard[0] != 0
-    return score_corpus(corpus, scorers, out, shard=shard, progress=None if quiet else _Progress(), **options)
+    return scorers
 
 
 def _fine_tuned(model: str, target: str, out: Path, text_field: str, learning_rate: float, dtype: str) -> Path:

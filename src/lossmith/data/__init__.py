@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     )
     from .scoring import ScoreSummary, document_hash, score_corpus
     from .scoring_model import Scorer, language_model_scorer, score_texts
+    from .scoring_ray import RayScoring
     from .scoring_table import Scores, read_scores
     from .selected import Selection, write_selection
     from .tokenization import load_tokenizer, train_tokenizer
@@ -54,6 +55,7 @@ __all__ = [
     "PreparedCorpus",
     "RationaleExample",
     "RationaleSamples",
+    "RayScoring",
     "RecordedTeacher",
     "SampledRationale",
     "ScoreSummary",
@@ -114,6 +116,7 @@ _HOMES = {
     "ngram_importance": ("NgramImportance", "resampling_scores"),
     "scoring": ("ScoreSummary", "document_hash", "score_corpus"),
     "scoring_model": ("Scorer", "language_model_scorer", "score_texts"),
+    "scoring_ray": ("RayScoring",),
     "scoring_table": ("Scores", "read_scores"),
     "selected": ("Selection", "write_selection"),
     "tokenization": ("load_tokenizer", "train_tokenizer"),

@@ -25,6 +25,11 @@ from .scoring_table import SUFFIXES, Block, merge_blocks, read_block_hashes, wri
 
 _BLOCK_CHARACTERS = 8_000_000
 
+# Nats and numbers of predicted tokens of a block's documents, by model.
+BlockScores = dict[str, tuple[np.ndarray, np.ndarray]]
+# From numbered blocks of texts (and the positions per batch) to numbered scores, in any order.
+Backend = Callable[[Iterator[tuple[int, Sequence[str]]], int], Iterator[tuple[int, BlockScores]]]
+
 
 @dataclass(frozen=True, slots=True)
 class ScoreSummary:
@@ -60,6 +65,7 @@ def score_corpus(
     batch_tokens: int = 16_384,
     block_documents: int = 1024,
     shard: tuple[int, int] = (0, 1),
+    backend: Backend | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ScoreSummary:
     """Write every document's loss under every model, one row per document in the order of the corpus.
@@ -81,6 +87,8 @@ def score_corpus(
         block_documents: documents per block, fewer if they are long. Memory grows with it, padding falls.
         shard: ``(k, n)``: this call does block k, k + n, ...; all n calls name the same ``out``, in any order or at the
             same time, also on machines that share the folder. The last one to end writes the table.
+        backend: scores blocks elsewhere, such as :class:`~lossmith.data.RayScoring`; by default in this process.
+            ``scorers`` then only tell what is computed.
         progress: told the number of documents done and of tokens scored.
 
     Raises:
@@ -107,38 +115,52 @@ def score_corpus(
     parts = _named(out, ".partial")
     _claim(parts, plan)
     documents = read_corpus(source, text_field=text_field, domain_field=domain_field)
+    waiting: dict[int, tuple[int, list[Document], list[str]]] = {}
     total = scored = done_tokens = blocks = 0
-    for number, block in enumerate(_blocks(documents, block_documents)):
-        part = parts / f"block-{number:08}.parquet"
-        if number % shard[1] == shard[0]:
-            hashes = [document_hash(document.text) for document in block]
-            if part.exists():
-                if read_block_hashes(part) != hashes:
+
+    def missing() -> Iterator[tuple[int, list[str]]]:
+        nonlocal total, blocks
+        for number, block in enumerate(_blocks(documents, block_documents)):
+            part = parts / f"block-{number:08}.parquet"
+            if number % shard[1] == shard[0]:
+                hashes = [document_hash(document.text) for document in block]
+                if not part.exists():
+                    waiting[number] = total, block, hashes
+                    yield number, [document.text for document in block]
+                elif read_block_hashes(part) != hashes:
                     raise InputError(f"{source}: the corpus has changed since {parts} was begun; remove that folder")
-            else:
-                scores = _score_block(block, scorers, batch_tokens)
-                write_block(part, Block(total, block, hashes, scores))
-                scored += len(block)
-                done_tokens += sum(int(tokens.sum()) for _, tokens in scores.values())
-        total, blocks = total + len(block), number + 1
-        if progress is not None:
-            progress(total, done_tokens)
+            total, blocks = total + len(block), number + 1
+            if progress is not None:
+                progress(total - sum(len(w[1]) for w in waiting.values()), done_tokens)
+
+    results = _here(missing(), scorers, batch_tokens) if backend is None else backend(missing(), batch_tokens)
+    for number, scores in results:
+        start, block, hashes = waiting.pop(number)
+        write_block(parts / f"block-{number:08}.parquet", Block(start, block, hashes, scores))
+        scored += len(block)
+        done_tokens += sum(int(tokens.sum()) for _, tokens in scores.values())
     if any(not (parts / f"block-{number:08}.parquet").exists() for number in range(blocks)):
         return ScoreSummary(out, total, scored, 0, False)
     rejected = _publish(out, parts, blocks, {**plan, "documents": total})
     return ScoreSummary(out, total, scored, rejected, True)
 
 
-def _score_block(
-    block: Sequence[Document], scorers: Mapping[str, Scorer], batch_tokens: int
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def score_block(texts: Sequence[str], scorers: Mapping[str, Scorer], batch_tokens: int) -> BlockScores:
+    """Nats and tokens of a block under every model; models of one tokenisation share it."""
     encoded: dict[str, Sequence[np.ndarray]] = {}
     scores = {}
     for name, scorer in scorers.items():
         if scorer.encoding not in encoded:
-            encoded[scorer.encoding] = scorer.encode([document.text for document in block])
+            encoded[scorer.encoding] = scorer.encode(texts)
         scores[name] = score_ids(scorer, encoded[scorer.encoding], batch_tokens=batch_tokens)
     return scores
+
+
+def _here(
+    blocks: Iterator[tuple[int, Sequence[str]]], scorers: Mapping[str, Scorer], batch_tokens: int
+) -> Iterator[tuple[int, BlockScores]]:
+    for number, texts in blocks:
+        yield number, score_block(texts, scorers, batch_tokens)
 
 
 def _blocks(documents: Iterator[Document], size: int) -> Iterator[list[Document]]:

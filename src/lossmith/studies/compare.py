@@ -348,10 +348,15 @@ def collect(
 
 def _forecasts(settings: CompareSettings, planned: list[Planned], runs: tuple[Run, ...]) -> tuple[Forecast, ...]:
     """What the annealing law says of every arm at larger budgets; nothing where all runs are too short for it."""
+    from lossmith.registry import SPARSITIES
     from lossmith.studies.further_out import forecast
 
     found = []
     for arm in settings.arms:
+        if hasattr(SPARSITIES.build(str(arm.options.get("weights", "dense"))), "before_step"):
+            reason = "the number of its weights changes while it trains, of which the annealing law knows nothing"
+            found.append(Forecast(arm.name, reason=reason))
+            continue
         pairs = zip(planned, runs, strict=True)
         folders = [p.folder for p, run in pairs if run.arm == arm.name and run.error is None]
         loss = str(arm.options.get("loss", "cross_entropy")).partition("(")[0]
