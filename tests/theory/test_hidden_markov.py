@@ -70,6 +70,37 @@ def test_long_and_unlikely_sequences_do_not_underflow() -> None:
     torch.testing.assert_close(found, model._forward_in_logarithms(tokens, torch.full((3,), 2000)), rtol=1e-11, atol=0)
 
 
+@pytest.mark.parametrize("sequences, length, states", [(1, 64, 1), (1, 2001, 3), (7, 65, 2), (30, 80, 8), (200, 70, 5)])
+def test_every_way_to_a_likelihood_is_that_in_logarithms(sequences: int, length: int, states: int) -> None:
+    """Few long sequences are cut into pieces, many advance place by place, the longest first."""
+    model = HiddenMarkov.random(states, 6, concentration=0.2, seed=length)
+    tokens, _ = model.sample(sequences, length, seed=1)
+    whole = torch.full((sequences,), length)
+    expected = model._forward_in_logarithms(tokens, whole)
+    for found in (
+        model.log_likelihood(tokens),
+        model._by_pieces(tokens.T)[0],
+        model._by_places(tokens.T, whole)[0],
+        model.posterior(tokens).log_likelihood,
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    lengths = torch.randint(1, length + 1, (sequences,), generator=torch.Generator().manual_seed(0))
+    expected = model._forward_in_logarithms(tokens, lengths)
+    torch.testing.assert_close(model.log_likelihood(tokens, lengths), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_piece_that_only_an_unlikely_state_can_explain_keeps_its_digits() -> None:
+    """Chains that never change their state: the piece of the likely start says nothing of the one that was taken."""
+    model = HiddenMarkov(
+        torch.tensor([1.0, 0], dtype=torch.float64),
+        torch.eye(2, dtype=torch.float64),
+        torch.tensor([[1e-12, 1 - 1e-12], [1 - 1e-12, 1e-12]], dtype=torch.float64),
+    )
+    tokens = torch.zeros(1, 900, dtype=torch.long)
+    # Reached in state 0 alone, where each token has 1e-12; a piece begun in state 1 has a mass of about 1.
+    assert float(model.log_likelihood(tokens)[0]) == pytest.approx(900 * math.log(1e-12), rel=1e-12)
+
+
 def test_impossible_sequences() -> None:
     model = HiddenMarkov(torch.tensor([1.0, 0]), torch.eye(2), torch.eye(2))
     found = model.log_likelihood(torch.tensor([[0, 0, 0], [0, 1, 0]]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +12,10 @@ from torch import Tensor
 
 # Places between two divisions by the mass.
 _EVERY = 4
+# Emissions that are looked up at once.
+_BLOCK = 1 << 14
+# Numbers in a matrix for each of some sequences, and places of each, where pieces side by side are faster.
+_FEW, _LONG = 2048, 64
 # A mass below this has lost digits, or everything.
 _TOO_SMALL = {torch.float64: 1e-250, torch.float32: 1e-30}
 
@@ -103,7 +108,15 @@ class HiddenMarkov:
             ValueError: tokens out of range, or lengths that do not fit.
         """
         lengths = self._check(tokens, lengths)
-        return self._forward(tokens, lengths)[1]
+        if int(lengths.min()) < tokens.shape[1]:
+            order = lengths.argsort(descending=True)
+            found = self._by_places(tokens[order].T.contiguous(), lengths[order])
+            likelihood, least = (value[order.argsort()] for value in found)
+        elif len(tokens) * len(self.start) ** 2 <= _FEW and tokens.shape[1] >= _LONG:
+            likelihood, least = self._by_pieces(tokens.T)
+        else:
+            likelihood, least = self._by_places(tokens.T, lengths)
+        return self._repaired(likelihood, least, tokens, lengths)
 
     def posterior(
         self, tokens: Int[Tensor, "sequences length"], lengths: Int[Tensor, " sequences"] | None = None
@@ -167,8 +180,8 @@ class HiddenMarkov:
             lengths = torch.full((len(tokens),), tokens.shape[1])
         if lengths.shape != (len(tokens),) or int(lengths.min()) < 1 or int(lengths.max()) > tokens.shape[1]:
             raise ValueError(f"lengths must be {len(tokens)} numbers from 1 to {tokens.shape[1]}")
-        inside = torch.arange(tokens.shape[1]) < lengths[:, None]
-        used = tokens[inside]
+        whole = int(lengths.min()) == tokens.shape[1]
+        used = tokens if whole else tokens[torch.arange(tokens.shape[1]) < lengths[:, None]]
         if int(used.min()) < 0 or int(used.max()) >= self.emission.shape[1]:
             raise ValueError(
                 f"tokens must lie from 0 to {self.emission.shape[1] - 1}, got {used.min()} to {used.max()}"
@@ -201,12 +214,89 @@ class HiddenMarkov:
                 torch.sum(forward[i], 0, out=scales[i])
                 forward[i].div_(scales[i])
         last = forward[-1].sum(0)
-        likelihood = scales.log().sum(0) + last.log()
         least = torch.minimum(scales.amin(0), last)
+        likelihood = self._repaired(scales.log().sum(0) + last.log(), least, tokens, lengths)
+        return alphas, likelihood, scales, emitted
+
+    def _repaired(self, likelihood: Tensor, least: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Where the smallest mass that was divided by is too small (or NaN), the likelihood by logarithms."""
         failed = ~(least > _TOO_SMALL[least.dtype])
         if bool(failed.any()):
             likelihood[failed] = self._forward_in_logarithms(tokens[failed], lengths[failed])
-        return alphas, likelihood, scales, emitted
+        return likelihood
+
+    def _by_places(self, words: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-likelihoods and smallest masses of ``(length, sequences)`` words, the longest sequence first.
+
+        Nothing is kept of the places behind, and sequences that have ended take no time.
+        """
+        state = (self.start[:, None] * self.emission[:, words[0]])[:, :, None]
+        logarithms, least = state.new_zeros(len(lengths)), state.new_full((len(lengths),), math.inf)
+        done = 1
+        for edge in lengths.unique().tolist():
+            active = int((lengths >= edge).sum())
+            left = state[:, :active].contiguous()
+            self._advance(left, words[done:edge, :active], logarithms[:active], least[:active])
+            state[:, :active], done = left, edge
+        last = state[:, :, 0].sum(0)
+        return logarithms + last.log(), torch.minimum(least, last)
+
+    def _by_pieces(self, words: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for few long sequences of one length: all are cut into pieces, which advance side by side.
+
+        A piece is a matrix, ``A diag(B_x) A diag(B_y) ...``: a column for each state that it may begin in. That is more
+        arithmetic by the number of states, in ``3 sqrt(length)`` steps instead of ``length``.
+        """
+        length, sequences = words.shape
+        k, pieces = len(self.start), math.isqrt(length - 1)
+        size = (length - 1) // pieces
+        inner = words[1 : 1 + pieces * size].view(pieces, size, sequences).transpose(0, 1).reshape(size, -1)
+        matrices = torch.eye(k, dtype=self.start.dtype)[:, None].repeat(1, pieces * sequences, 1)
+        # One mass for each matrix: its columns keep their proportions.
+        whole = matrices.new_zeros(pieces * sequences), matrices.new_full((pieces * sequences,), math.inf)
+        self._advance(matrices, inner, *whole)
+        logarithms, least = whole[0].view(pieces, -1).sum(0), whole[1].view(pieces, -1).amin(0)
+        state = (self.start[:, None] * self.emission[:, words[0]]).T
+        for matrix in matrices.view(k, pieces, sequences, k).permute(1, 2, 0, 3).contiguous().unbind(0):
+            state = torch.bmm(matrix, state[:, :, None])[:, :, 0]
+            mass = state.sum(1)
+            state /= mass[:, None]
+            logarithms += mass.log()
+            least = torch.minimum(least, mass)
+        rest = state.T.contiguous()[:, :, None]
+        self._advance(rest, words[1 + pieces * size :], logarithms, least)
+        last = rest[:, :, 0].sum(0)
+        return logarithms + last.log(), torch.minimum(least, last)
+
+    def _advance(self, state: Tensor, words: Tensor, logarithms: Tensor, least: Tensor) -> None:
+        """Move and emit, word by word, all in place; every few places what is reached is divided by its mass.
+
+        Args:
+            state: ``(states, sequences, vectors)``; vectors of a sequence share their words and their mass.
+            words: ``(length, sequences)``.
+            logarithms: of the masses, added to, ``(sequences,)``.
+            least: the smallest of them.
+        """
+        (length, sequences), k = words.shape, len(state)
+        flat, forwards = state.view(k, -1), self.transition.T.contiguous()
+        moved = torch.empty_like(state)
+        flat_moved = moved.view(k, -1)
+        masses = state.new_empty(length // _EVERY, sequences)
+        mass, divisor = masses.unbind(0), masses[:, :, None].unbind(0)
+        # Emissions of some places at once: fewer calls, and what they fill stays in the cache.
+        block = max(1, _BLOCK // max(1, sequences * k))
+        for first in range(0, length, block):
+            part = words[first : first + block].reshape(-1)
+            emitted = self.emission.gather(1, part.expand(k, -1)).view(k, -1, sequences, 1)
+            for i, out in enumerate(emitted.unbind(1), first + 1):
+                torch.mm(forwards, flat, out=flat_moved)
+                torch.mul(moved, out, out=state)
+                if i % _EVERY == 0:
+                    torch.sum(state, (0, 2), out=mass[i // _EVERY - 1])
+                    state.div_(divisor[i // _EVERY - 1])
+        if len(masses):
+            logarithms += masses.log().sum(0)
+            torch.minimum(least, masses.amin(0), out=least)
 
     def _forward_in_logarithms(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         log_a, log_b = self.transition.log(), self.emission.log()
