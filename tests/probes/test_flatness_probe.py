@@ -101,6 +101,17 @@ def test_checkpoints_from_the_command_line(run_folder: Path, tmp_path: Path) -> 
     assert "<svg" in plot.read_text()
 
 
+def test_a_small_model_is_measured_in_the_parameters_of_a_larger_one(tokenizer: Any) -> None:
+    options: dict[str, Any] = {"tokenizer": tokenizer, "samples": 6, "n_probes": 2}
+    small = flatness(causal(tokenizer), TEXTS, **options)
+    wide = flatness(causal(tokenizer), TEXTS, enlarge=2, layers=2, **options)
+    assert wide.trace.loss == pytest.approx(small.trace.loss, rel=1e-5)
+    assert wide.trace.parameters > 3 * small.trace.parameters
+    assert wide.trace.trace != pytest.approx(small.trace.trace, rel=0.05)
+    with pytest.raises(InputError, match="factor must be a whole number from 1, got 0"):
+        flatness(causal(tokenizer), TEXTS, enlarge=0, **options)
+
+
 def test_correlation_is_refused_between_different_losses(run_folder: Path) -> None:
     report = flatness(str(run_folder), TEXTS, samples=8, n_probes=1)
     with pytest.raises(ValueError, match="not the same pre-training loss"):

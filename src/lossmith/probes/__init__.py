@@ -7,6 +7,7 @@ registry names, and those of installed packages (entry points in the group ``los
 
 from lossmith.probes.ablation import ablate_directions, leading_directions
 from lossmith.probes.flatness import FlatnessPoint, FlatnessReport, flatness
+from lossmith.probes.flatness_enlarge import enlarge_width
 from lossmith.probes.flatness_operator import Curvature
 from lossmith.probes.flatness_trace import Eigenvalues, TraceResult, hessian_trace, score_norms, top_eigenvalues
 from lossmith.probes.geometry import Checkpoint, GeometryReport, compare_geometry, geometry
@@ -36,6 +37,7 @@ __all__ = [
     "alpha_req",
     "compare_geometry",
     "distributional_memorization",
+    "enlarge_width",
     "extract_last_token_features",
     "find_unembedding",
     "flatness",

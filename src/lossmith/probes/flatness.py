@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lossmith.errors import InputError
 from lossmith.files import finite_or_none, write_text
+from lossmith.probes.flatness_enlarge import enlarge_width
 from lossmith.probes.flatness_operator import Curvature
 from lossmith.probes.flatness_trace import (
     ESTIMATORS,
@@ -149,6 +150,8 @@ def flatness(
     batch_size: int = 8,
     top: int = 0,
     exclude: str | Sequence[str] = (),
+    enlarge: int = 1,
+    layers: int | None = None,
     trajectory: bool | None = None,
     text_field: str = "text",
     seed: int = 0,
@@ -174,6 +177,9 @@ def flatness(
         batch_size: texts at a time.
         top: number of largest eigenvalues to find.
         exclude: patterns of parameters that do not count, such as ``*embed*``.
+        enlarge: measure in the parameters of a model so many times as wide, with the same function: see
+            :func:`lossmith.probes.enlarge_width`. So two sizes of one architecture compare.
+        layers: of that model; default: as many as the model has.
         trajectory: whether ``model`` is a folder of checkpoints; by default it is if it holds some.
         text_field: of the corpus.
         seed: of everything random.
@@ -200,6 +206,8 @@ def flatness(
     for number, (name, step, source) in enumerate(found):
         loaded, words = _loaded(source, tokenizer if tokenizer is not None else _tokenizer_near(source))
         try:
+            if enlarge != 1 or layers is not None:
+                loaded = enlarge_width(loaded, enlarge, layers=layers)
             batches = _batches(loaded, words, chosen, samples, min_length, max_length, batch_size, seed)
             curvature = Curvature(loaded, batches, exclude=patterns)
             trace = hessian_trace(curvature, estimator=estimator, n_probes=n_probes, seed=seed)
