@@ -50,3 +50,22 @@ def test_a_language_model_takes_the_path_of_the_full_scale(tmp_path: Path, text_
         found = STUDY.experiment(arm, 0, {**STUDY.options["full"], **own}, tmp_path)
         assert ("self/score@0.5" in found.metrics) == (arm != "lottery")
         assert found.cost.scored_tokens > 0
+
+
+def test_arms_of_a_seed_share_what_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One pre-training, one fine-tuning without pruning; the score is that of an arm that is alone."""
+    import lossmith.studies.tensor_training as training
+
+    assert STUDY.experiment is not None
+    assert STUDY.prepare is not None
+    alone = STUDY.experiment("two-of-four", 0, TINY, tmp_path / "alone")
+    done = []
+    original = training.train_on_tensors
+    monkeypatch.setattr(training, "train_on_tensors", lambda *a, **k: done.append(k["steps"]) or original(*a, **k))
+    options = {**TINY, **STUDY.prepare(TINY, tmp_path)}
+    dense = STUDY.experiment("dense", 0, options, tmp_path / "dense")
+    assert done == [4, 2, 4, 2]
+    shared = STUDY.experiment("two-of-four", 0, options, tmp_path / "pattern")
+    assert done == [4, 2, 4, 2, 2]
+    assert shared.metrics == alone.metrics
+    assert shared.cost.steps == dense.cost.steps == 6

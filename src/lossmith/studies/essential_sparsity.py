@@ -3,15 +3,18 @@
 "The Emergence of Essential Sparsity in Large Pre-trained Models: The Weights that Matter", 2023, arXiv 2306.03805.
 
 A network is pre-trained on scikit-learn's digits, as a masked autoencoder (``self``) or as a classifier
-(``supervised``), pruned once, given a new output layer and fine-tuned on few labels with its masks held. ``full``
-prunes a language model that is named and measures its accuracy on text, without training.
+(``supervised``), pruned once, given a new output layer and fine-tuned on few labels with its masks held. Arms share a
+seed's pre-trained network and its fine-tuning without pruning. ``full`` prunes a language model that is named and
+measures its accuracy on text, without training.
 """
 
 from __future__ import annotations
 
 import copy
+import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,73 +44,97 @@ CLAIMS = (
     Claim("Self-supervised pre-training prunes better", "magnitude", "self_less_supervised", "higher", "dense"),
 )
 
+# Which pre-trainings an arm is asked about, if not the self-supervised one alone.
+KINDS = dict.fromkeys(("dense", "magnitude", "random"), ("self", "supervised"))
+
 
 def experiment(arm: str, seed: int, options: Mapping[str, Any], folder: Path) -> Experiment:
-    """The curve of one arm: after both kinds of pre-training, or of a language model."""
-    started = time.perf_counter()
+    """The curve of one arm: after both kinds of pre-training where a claim asks for both, or of a language model."""
     if options["model"] is not None:
+        started = time.perf_counter()
         found, tokens = _language_model(arm, seed, options)
         return Experiment(found, Cost(seconds=time.perf_counter() - started, scored_tokens=tokens))
     metrics: dict[str, float] = {}
-    steps = 0
-    for kind in ("self", "supervised"):
-        own, taken = _digits(arm, seed, kind, options, folder)
-        metrics |= {f"{kind}/{name}": value for name, value in own.items()}
-        steps += taken
+    steps, seconds = 0, 0.0
+    with _frozen_heap():
+        for kind in KINDS.get(arm, ("self",)):
+            own, taken, time_taken = _digits(arm, seed, kind, options, folder)
+            metrics |= {f"{kind}/{name}": value for name, value in own.items()}
+            if kind == "self":
+                steps, seconds = taken, time_taken
     # Zero for the dense arm, which has no curve: what the claim compares with.
-    metrics["self_less_supervised"] = metrics.get("self/s_star", 0.0) - metrics.get("supervised/s_star", 0.0)
-    cost = Cost(tokens=steps * int(options["batch_size"]), steps=steps, seconds=time.perf_counter() - started)
-    return Experiment(metrics, cost)
+    if "supervised" in KINDS.get(arm, ()):
+        metrics["self_less_supervised"] = metrics.get("self/s_star", 0.0) - metrics.get("supervised/s_star", 0.0)
+    return Experiment(metrics, Cost(tokens=steps * int(options["batch_size"]), steps=steps, seconds=seconds))
 
 
-def _digits(arm: str, seed: int, kind: str, options: Mapping[str, Any], folder: Path) -> tuple[dict[str, float], int]:
+def _digits(
+    arm: str, seed: int, kind: str, options: Mapping[str, Any], folder: Path
+) -> tuple[dict[str, float], int, float]:
+    """Measurements, and what one pruned network costs: steps and seconds of its pre-training and its fine-tunings."""
     import torch
 
+    from lossmith.sparsity import release_masks
     from lossmith.studies.image_classification import build_network, predict, read_split
     from lossmith.studies.tensor_training import train_on_tensors
     from lossmith.training import Classification
 
     split = read_split(options, seed)
-    shape, batch_size = tuple(split.pixels.shape[1:]), int(options["batch_size"])
-    taken = 0
+    shape, spent = tuple(split.pixels.shape[1:]), []
 
-    def train(model: Any, columns: Mapping[str, Any], objective: Any, steps: int, rate: float, draw: int) -> None:
-        nonlocal taken
-        taken += steps
+    def train(model: Any, columns: Mapping[str, Any], objective: Any, steps: int) -> None:
+        started = time.perf_counter()
         train_on_tensors(
             model,
             columns,
             objective,
             steps=steps,
-            batch_size=batch_size,
-            seed=draw,
+            batch_size=int(options["batch_size"]),
+            seed=seed,
             folder=folder,
-            learning_rate=rate,
+            learning_rate=1e-3,
             weight_decay=0.0,
             logging_steps=steps,
         )
-
-    torch.manual_seed(seed)
-    classes = split.classes if kind == "supervised" else split.pixels[0].numel()
-    pretrained: Any = build_network(options["network"], shape, classes)
-    seen = split.pixels[split.teacher]
-    columns = {"pixel_values": seen, "labels": split.labels[split.teacher]}
-    objective: Any = Classification()
-    if kind == "self":
-        columns, objective = {"pixel_values": seen}, _masked_pixels(seed)
-    train(pretrained, columns, objective, int(options["pretraining_steps"]), 1e-3, seed)
-    body = {name: value.clone() for name, value in pretrained.body.state_dict().items()}
-
-    def load() -> Any:
-        torch.manual_seed(1000 + seed)
-        model: Any = build_network(options["network"], shape, split.classes)
-        model.body.load_state_dict(body)
-        return model
+        spent.append(time.perf_counter() - started)
 
     few = {"pixel_values": split.pixels[split.student], "labels": split.labels[split.student]}
 
     def finetune(model: Any) -> None:
-        train(model, few, Classification(), int(options["finetuning_steps"]), 1e-3, seed)
+        train(model, few, Classification(), int(options["finetuning_steps"]))
+
+    def pretrain() -> dict[str, Any]:
+        """The pre-trained body, and the network that was fine-tuned from it as it is."""
+        torch.manual_seed(seed)
+        classes = split.classes if kind == "supervised" else split.pixels[0].numel()
+        network: Any = build_network(options["network"], shape, classes)
+        seen = split.pixels[split.teacher]
+        columns, objective = {"pixel_values": seen, "labels": split.labels[split.teacher]}, Classification()
+        if kind == "self":
+            columns, objective = {"pixel_values": seen}, _masked_pixels(seed)  # type: ignore[assignment]
+        train(network, columns, objective, int(options["pretraining_steps"]))
+        body = {f"body.{name}": value for name, value in network.body.state_dict().items()}
+        model = new_head(body)
+        finetune(model)
+        whole = {f"finetuned.{name}": value for name, value in model.state_dict().items()}
+        return {**body, **whole, "seconds": torch.tensor(spent)}
+
+    def new_head(stored: Mapping[str, Any]) -> Any:
+        torch.manual_seed(1000 + seed)
+        model: Any = build_network(options["network"], shape, split.classes)
+        model.body.load_state_dict(_part(stored, "body."))
+        return model
+
+    shared = _once(Path(options.get("shared", folder)) / f"{kind}-{seed}.safetensors", pretrain)
+    pretraining, unpruned = shared["seconds"].tolist()
+    spent.clear()
+
+    def finetune_or_take(model: Any) -> None:
+        if all(bool(mask.all()) for name, mask in model.named_buffers() if name.endswith("_mask")):
+            release_masks(model).load_state_dict(_part(shared, "finetuned."))
+            spent.append(unpruned)
+        else:
+            finetune(model)
 
     def evaluate(model: Any) -> Any:
         right = predict(model, split.pixels, split.test).argmax(-1) == split.labels[split.test]
@@ -115,7 +142,45 @@ def _digits(arm: str, seed: int, kind: str, options: Mapping[str, Any], folder: 
 
     # Not the output layer, which is new.
     which: dict[str, Any] = {"targets": "all", "exclude": ("classifier",)}
-    return _measured(arm, seed, options, load, evaluate, finetune, **which), taken
+    found = _measured(arm, seed, options, lambda: new_head(shared), evaluate, finetune_or_take, **which)
+    # The points of a curve are measurements of as many networks; a lottery ticket needs all of its trainings.
+    trainings = len(spent) if arm == "lottery" else 1
+    steps = int(options["pretraining_steps"]) + trainings * int(options["finetuning_steps"])
+    return found, steps, pretraining + trainings * sum(spent) / len(spent)
+
+
+def prepare(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Where the arms find what they share."""
+    return {"shared": str(folder / "pretrained")}
+
+
+def _part(stored: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}
+
+
+def _once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What ``make`` makes, from its file if another arm has made it; two arms at once wait for each other."""
+    from safetensors.torch import load_file, save_file
+
+    from lossmith.files import replacing
+    from lossmith.training.record import locked
+
+    with locked(path.with_suffix(""), wait_seconds=600):
+        if not path.exists():
+            made = make()
+            with replacing(path) as temporary:
+                save_file({name: value.contiguous() for name, value in made.items()}, temporary)
+    return load_file(path)
+
+
+@contextmanager
+def _frozen_heap() -> Iterator[None]:
+    """The Trainer collects garbage at each start, a third of a short training: what is there already is left out."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _masked_pixels(seed: int) -> Callable[[Any, Mapping[str, Any]], Any]:
@@ -236,14 +301,14 @@ STUDY = Study(
     lower_is_better=False,
     better={"self/score@0.9": "higher", "self/s_star": "higher", "supervised/s_star": "higher"},
     claims=CLAIMS,
-    seeds={"smoke": 2, "quick": 3, "full": 3},
+    seeds={"smoke": 2, "quick": 8, "full": 3},
     options={
         "smoke": {**DIGITS, "pretraining_steps": 20, "finetuning_steps": 10, "grid": [0, 0.5, 0.9, 0.98]},
         "quick": {
             **DIGITS,
             "pretraining_steps": 600,
-            "finetuning_steps": 150,
-            "grid": [0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98],
+            "finetuning_steps": 100,
+            "grid": [0, 0.3, 0.5, 0.7, 0.9, 0.98],
         },
         "full": {
             **DIGITS,
@@ -257,6 +322,7 @@ STUDY = Study(
         },
     },
     experiment=experiment,
+    prepare=prepare,
     data="text for the language model of the full scale: a file, a folder or a hub id",
     notes=(
         "score@s: test accuracy (of a language model, of the next token) at sparsity s of the prunable matrices; "
@@ -264,5 +330,7 @@ STUDY = Study(
         "within 1 % of the dense one. ticket_similarity: cosine of the lottery-ticket masks and the one-shot masks at "
         "50 %.",
         "Seeds change the network, the order of the examples, the labelled examples and the random masks.",
+        "Cost is that of one pruned network: one pre-training and its fine-tuning, for lottery tickets all of them. "
+        "The other points of a curve are measurements. Only arms that a claim asks for have the supervised twin.",
     ),
 )
