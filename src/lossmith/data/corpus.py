@@ -69,7 +69,7 @@ def content_key(source: str | os.PathLike[str]) -> str | None:
     if path is None:
         return None
     digest = hashlib.blake2b(digest_size=16)
-    for file in _files(path):
+    for file in corpus_files(path):
         name = file.relative_to(path).as_posix() if path.is_dir() else "".join(file.suffixes)
         digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
         try:
@@ -111,7 +111,7 @@ def _read_path(path: Path, fields: Fields) -> Iterator[Document]:
     if path.is_dir() and (_is_saved(path) or (path / _SAVED_DATASETS).is_file()):
         yield from _read_saved(path, fields)
         return
-    files = _files(path)
+    files = corpus_files(path)
     top_folders = {file.relative_to(path).parts[0] for file in files if len(file.relative_to(path).parts) > 1}
     for file in files:
         parts = file.relative_to(path).parts
@@ -119,7 +119,7 @@ def _read_path(path: Path, fields: Fields) -> Iterator[Document]:
         yield from reader_of(file)(file, domain, fields)
 
 
-def _files(path: Path) -> list[Path]:
+def corpus_files(path: Path) -> list[Path]:
     """A folder's files, in an order that does not depend on the file system; links are followed."""
     if not path.is_dir():
         if not path.is_file():

@@ -85,14 +85,14 @@ Reader = Callable[[Path, str, Fields], Iterator[Document]]
 
 def read_text(path: Path, domain: str, _fields: Fields) -> Iterator[Document]:
     """Passages of a UTF-8 text file; a file only a little longer than a passage stays one document."""
-    with _opened(path) as stream:
+    with opened(path) as stream:
         for passage in passages(_decoded(stream, path)):
             yield Document(passage.text, domain, f"{path}:{passage.line}")
 
 
 def read_jsonl(path: Path, domain: str, fields: Fields) -> Iterator[Document]:
     """One JSON object per line; blank lines are skipped."""
-    with _opened(path) as stream:
+    with opened(path) as stream:
         for number, line in enumerate(_decoded_lines(stream, path), start=1):
             if not line.strip():
                 continue
@@ -112,7 +112,7 @@ def read_jsonl(path: Path, domain: str, fields: Fields) -> Iterator[Document]:
 
 def read_json(path: Path, domain: str, fields: Fields) -> Iterator[Document]:
     """A JSON list of objects. The file is read whole: prefer JSONL for a large corpus."""
-    with _opened(path) as stream:
+    with opened(path) as stream:
         text = "".join(_decoded(stream, path))
     try:
         records = json.loads(text)
@@ -133,7 +133,7 @@ def read_csv(path: Path, domain: str, fields: Fields) -> Iterator[Document]:
     """A table with a header, comma-separated (``.csv``) or tab-separated (``.tsv``), quoted as Excel does."""
     csv.field_size_limit(2**31 - 1)  # the default of 128 kB is shorter than many documents
     tabs = ".tsv" in path.suffixes or ".tab" in path.suffixes
-    with _opened(path) as stream:
+    with opened(path) as stream:
         rows = csv.reader(_decoded_lines(stream, path), delimiter="\t" if tabs else ",")
         try:
             header = next(rows, None)
@@ -206,7 +206,7 @@ def reader_of(path: Path) -> Reader:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def opened(path: Path) -> Iterator[BinaryIO]:
     """The file's bytes, decompressed if its name says so; failures of reading become one sentence."""
     opener = _COMPRESSIONS.get(path.suffix.lower(), _open_plain)
     try:
