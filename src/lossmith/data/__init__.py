@@ -17,12 +17,21 @@ if TYPE_CHECKING:
     from .color_filter import color_filter_scores, rho_down, select_at_random, select_lowest, selection_cost
     from .completions import Completion, CompletionCollator, encode_completions, read_completions
     from .corpus import read_corpus
+    from .document_classifier import DocumentClassifier, classify_corpus
     from .formats import Document
     from .mixture import MixtureSampler
     from .ngram_importance import NgramImportance, resampling_scores
     from .packing import pack
     from .phrases import PhraseFinder, phrase_tokens
     from .prepared import PreparedCorpus, load_prepared, prepare
+    from .preselect import (
+        StrengthLabels,
+        bits_per_character,
+        character_threshold,
+        predictive_strength,
+        sample_documents,
+        strength_labels,
+    )
     from .python_corpus import read_python_corpus
     from .rationale_sampling import RecordedTeacher, sample_rationales
     from .rationales import (
@@ -47,6 +56,7 @@ __all__ = [
     "CompletionCollator",
     "ContrastiveRationales",
     "Document",
+    "DocumentClassifier",
     "MixtureSampler",
     "NgramImportance",
     "PackedCollator",
@@ -62,8 +72,12 @@ __all__ = [
     "Scorer",
     "Scores",
     "Selection",
+    "StrengthLabels",
     "arithmetic_problems",
+    "bits_per_character",
     "build_contrastive_rationales",
+    "character_threshold",
+    "classify_corpus",
     "color_filter_scores",
     "document_hash",
     "encode_completions",
@@ -72,6 +86,7 @@ __all__ = [
     "load_tokenizer",
     "pack",
     "phrase_tokens",
+    "predictive_strength",
     "prepare",
     "read_completions",
     "read_corpus",
@@ -80,12 +95,14 @@ __all__ = [
     "read_scores",
     "resampling_scores",
     "rho_down",
+    "sample_documents",
     "sample_rationales",
     "score_corpus",
     "score_texts",
     "select_at_random",
     "select_lowest",
     "selection_cost",
+    "strength_labels",
     "train_tokenizer",
     "write_rationales",
     "write_selection",
@@ -96,11 +113,20 @@ _HOMES = {
     "collation": ("PackedCollator", "PaddedCollator"),
     "completions": ("Completion", "CompletionCollator", "encode_completions", "read_completions"),
     "corpus": ("read_corpus",),
+    "document_classifier": ("DocumentClassifier", "classify_corpus"),
     "formats": ("Document",),
     "mixture": ("MixtureSampler",),
     "packing": ("pack",),
     "phrases": ("PhraseFinder", "phrase_tokens"),
     "prepared": ("PreparedCorpus", "load_prepared", "prepare"),
+    "preselect": (
+        "StrengthLabels",
+        "bits_per_character",
+        "character_threshold",
+        "predictive_strength",
+        "sample_documents",
+        "strength_labels",
+    ),
     "python_corpus": ("read_python_corpus",),
     "rationale_sampling": ("RecordedTeacher", "sample_rationales"),
     "rationales": (
