@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         prequential_codelength,
         regret_bound,
     )
+    from .context_free import PCFG
     from .features import feature_frequencies, sample_features, with_density
     from .head_complexity import FeaturePoint, SweepPoint, complexity_sweep, complexity_sweep_features
     from .hidden_markov import HiddenMarkov, Posterior, entropy_rate, fit_hidden_markov
@@ -71,6 +72,7 @@ _HOMES = {
         "regret_bound",
     ),
     "head_complexity": ("FeaturePoint", "SweepPoint", "complexity_sweep", "complexity_sweep_features"),
+    "context_free": ("PCFG",),
     "features": ("feature_frequencies", "sample_features", "with_density"),
     "hidden_markov": ("HiddenMarkov", "Posterior", "entropy_rate", "fit_hidden_markov"),
     "linear_gaussian": (
@@ -96,6 +98,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "PCFG",
     "SGLD",
     "AnnealedEvidence",
     "BayesMixture",
