@@ -75,6 +75,7 @@ from lossmith.cli import (  # noqa: E402, F401
     probe,
     prune,
     rationale,
+    recommend,
     score,
     select,
     solve_well,

@@ -17,11 +17,13 @@ from lossmith.losses.distillation import (
     reverse_kl,
 )
 from lossmith.losses.overlap import class_weights, dice_loss, set_dice_loss, set_tversky_loss, tversky_loss
+from lossmith.losses.recommendation import bpr_loss, implicit_bce_loss
 from lossmith.losses.spherical import spherical_softmax_loss, taylor_softmax_loss
 
 __all__ = [
     "binary_kl",
     "binary_kl_norm",
+    "bpr_loss",
     "class_weights",
     "clipped_kl",
     "contrastive_rationale_loss",
@@ -31,6 +33,7 @@ __all__ = [
     "dist",
     "distillation_kl",
     "focal_loss",
+    "implicit_bce_loss",
     "jensen_shannon",
     "plackett_luce_distillation",
     "rationale_quality_loss",
