@@ -21,7 +21,7 @@ from lossmith.data import PaddedCollator
 from lossmith.data.weighting import linupper
 from lossmith.training import NextToken, Trainer
 from lossmith.training.models import build_model
-from lossmith.training.sampling import PermutationStream
+from lossmith.data.sampling import PermutationStream
 
 transformers.utils.logging.set_verbosity_error()
 

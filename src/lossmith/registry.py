@@ -6,6 +6,7 @@ import ast
 import functools
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -30,6 +31,8 @@ class Spec:
 
 def parse_spec(text: str) -> Spec:
     """Read ``name`` or ``name(option=value, ...)``; values are literals, plain words or names with options.
+
+    A schedule ``5 -> 1`` is the name ``cooldown(5, 1)``.
 
     >>> str(parse_spec("linupper( r = warmup(0.4, steps=100) )"))
     'linupper(r=warmup(0.4, steps=100))'
@@ -174,7 +177,7 @@ class Registry:
 
 
 def _is_weighting_factory(name: str, thing: Any) -> bool:
-    return name in {"uniform", "linupper", "quadratic", "extremes", "linear"}
+    return name in {"uniform", "linupper", "quadratic", "extremes", "linear", "scalarization"}
 
 
 def _begins_with(*names: str) -> Callable[[str, Any], bool]:
@@ -202,6 +205,13 @@ def _is_law(name: str, thing: Any) -> bool:
 
 LAWS = Registry("law", "lossmith.laws", "lossmith.laws", _is_law, lambda name, law: law.name)
 WEIGHTINGS = Registry("weighting", "lossmith.data.weighting", "lossmith.weightings", _is_weighting_factory)
+# What `sampler=` names: factories of objects with draw(dataset, steps=, batch_size=, seed=).
+SAMPLERS = Registry(
+    "sampler",
+    "lossmith.data.sampling",
+    "lossmith.samplers",
+    lambda name, thing: name in {"shuffled", "temperature", "unimax"},
+)
 PROBES = Registry(
     "probe", "lossmith.probes", "lossmith.probes", lambda name, thing: name in {"flatness", "geometry", "superposition"}
 )
@@ -216,15 +226,25 @@ SPARSITIES = Registry(
 
 def _expression(text: str) -> ast.expr:
     try:
-        return ast.parse(text.strip(), mode="eval").body
+        return ast.parse(_arrows(text.strip()), mode="eval").body
     except (SyntaxError, ValueError):
         raise InputError(f"'{text.strip()}' cannot be read; write it like linupper(r=0.5)") from None
+
+
+def _arrows(text: str) -> str:
+    """``5 -> 1`` as an expression that Python can read; arrows in quotes stay."""
+    return re.sub(r"""("[^"]*"|'[^']*')|->""", lambda found: found[1] or ">>", text)
 
 
 def _value(node: ast.expr, text: str) -> Any:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and all(k.arg for k in node.keywords):
         options = {str(k.arg): _value(k.value, text) for k in node.keywords}
         return Spec(node.func.id, tuple(_value(a, text) for a in node.args), options)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.RShift):
+        levels = [_value(node.left, text), _value(node.right, text)]
+        if not all(isinstance(level, int | float) and not isinstance(level, bool) for level in levels):
+            raise InputError(f"'{text.strip()}' cannot be read; an arrow leads from one number to another: 5 -> 1")
+        return Spec("cooldown", tuple(levels))
     if isinstance(node, ast.Name):
         words = {
             "true": True,

@@ -165,7 +165,7 @@ def test_uniform_weights_are_the_plain_trainer(corpus: Any, tmp_path: Path) -> N
         trainer.remove_callback(transformers.PrinterCallback)
         torch.manual_seed(0)
         if objective is None:
-            from lossmith.training.sampling import PermutationStream
+            from lossmith.data.sampling import PermutationStream
 
             trainer._get_train_sampler = lambda dataset=None: PermutationStream(len(rows), total=32, seed=3)
         trainer.train()

@@ -53,8 +53,8 @@ def compare(
         list[str] | None,
         _in(
             _BUDGET,
-            "An arm: 'name' or 'name: option=value, ...' with loss, weighting, weights, model, batch_size, tokens or "
-            "any TrainingArguments name. Repeat for each arm.",
+            "An arm: 'name' or 'name: option=value, ...' with loss, weighting, sampler, weights, model, batch_size, "
+            "tokens or any TrainingArguments name. Repeat for each arm.",
         ),
     ] = None,
     baseline: Annotated[str | None, _in(_BUDGET, "Arm to compare with; default 'baseline', else the first.")] = None,
@@ -177,7 +177,7 @@ def _print_plan(settings: Any, execution: Any, console: Any, display: Any) -> No
             tokens = run.steps * run.batch_size * run.sequence_length
             console.print(
                 f"{run.arm}: {run.model}, {run.steps} steps of {run.batch_size} x {run.sequence_length} tokens "
-                f"({tokens:,}), loss {run.loss}, weighting {run.weighting}",
+                f"({tokens:,}), loss {run.loss}, weighting {run.weighting}, sampler {run.sampler}",
                 highlight=False,
                 markup=False,
             )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .corpus import read_corpus
     from .document_classifier import DocumentClassifier, classify_corpus
     from .formats import Document
+    from .image_questions import ImageQuestion, digit_questions, read_image_questions, shape_questions
     from .mixture import MixtureSampler
     from .ngram_importance import NgramImportance, resampling_scores
     from .packing import pack
@@ -43,11 +44,13 @@ if TYPE_CHECKING:
         read_rationales,
         write_rationales,
     )
+    from .sampling import DomainSampler, TemperatureSampler, unimax_probabilities
     from .scoring import ScoreSummary, document_hash, score_corpus
     from .scoring_model import Scorer, language_model_scorer, score_texts
     from .scoring_ray import RayScoring
     from .scoring_table import Scores, read_scores
     from .selected import Selection, write_selection
+    from .temperature import Cooldown, scalarization_weights, temperature_probabilities, weight_second_moment
     from .tokenization import load_tokenizer, train_tokenizer
 
 __all__ = [
@@ -55,8 +58,11 @@ __all__ = [
     "Completion",
     "CompletionCollator",
     "ContrastiveRationales",
+    "Cooldown",
     "Document",
     "DocumentClassifier",
+    "DomainSampler",
+    "ImageQuestion",
     "MixtureSampler",
     "NgramImportance",
     "PackedCollator",
@@ -73,12 +79,14 @@ __all__ = [
     "Scores",
     "Selection",
     "StrengthLabels",
+    "TemperatureSampler",
     "arithmetic_problems",
     "bits_per_character",
     "build_contrastive_rationales",
     "character_threshold",
     "classify_corpus",
     "color_filter_scores",
+    "digit_questions",
     "document_hash",
     "encode_completions",
     "language_model_scorer",
@@ -90,6 +98,7 @@ __all__ = [
     "prepare",
     "read_completions",
     "read_corpus",
+    "read_image_questions",
     "read_python_corpus",
     "read_rationales",
     "read_scores",
@@ -97,13 +106,18 @@ __all__ = [
     "rho_down",
     "sample_documents",
     "sample_rationales",
+    "scalarization_weights",
     "score_corpus",
     "score_texts",
     "select_at_random",
     "select_lowest",
     "selection_cost",
+    "shape_questions",
     "strength_labels",
+    "temperature_probabilities",
     "train_tokenizer",
+    "unimax_probabilities",
+    "weight_second_moment",
     "write_rationales",
     "write_selection",
 ]
@@ -115,10 +129,10 @@ _HOMES = {
     "corpus": ("read_corpus",),
     "document_classifier": ("DocumentClassifier", "classify_corpus"),
     "formats": ("Document",),
+    "image_questions": ("ImageQuestion", "digit_questions", "read_image_questions", "shape_questions"),
     "mixture": ("MixtureSampler",),
     "packing": ("pack",),
     "phrases": ("PhraseFinder", "phrase_tokens"),
-    "prepared": ("PreparedCorpus", "load_prepared", "prepare"),
     "preselect": (
         "StrengthLabels",
         "bits_per_character",
@@ -127,6 +141,7 @@ _HOMES = {
         "sample_documents",
         "strength_labels",
     ),
+    "prepared": ("PreparedCorpus", "load_prepared", "prepare"),
     "python_corpus": ("read_python_corpus",),
     "rationale_sampling": ("RecordedTeacher", "sample_rationales"),
     "rationales": (
@@ -140,11 +155,13 @@ _HOMES = {
     ),
     "color_filter": ("color_filter_scores", "rho_down", "select_at_random", "select_lowest", "selection_cost"),
     "ngram_importance": ("NgramImportance", "resampling_scores"),
+    "sampling": ("DomainSampler", "TemperatureSampler", "unimax_probabilities"),
     "scoring": ("ScoreSummary", "document_hash", "score_corpus"),
     "scoring_model": ("Scorer", "language_model_scorer", "score_texts"),
     "scoring_ray": ("RayScoring",),
     "scoring_table": ("Scores", "read_scores"),
     "selected": ("Selection", "write_selection"),
+    "temperature": ("Cooldown", "scalarization_weights", "temperature_probabilities", "weight_second_moment"),
     "tokenization": ("load_tokenizer", "train_tokenizer"),
 }
 

@@ -72,7 +72,7 @@ class MixtureSampler(Sampler[int]):
         return self.total
 
     def __iter__(self) -> Iterator[int]:
-        streams = [self._stream(number) for number in range(len(self.parts))]
+        streams = [examples_of_part(part, number, self.seed) for number, part in enumerate(self.parts)]
         waiting = [next(stream) if share > 0 else -1 for stream, share in zip(streams, self.shares, strict=True)]
         drawn = [0] * len(self.parts)
         spent = 0
@@ -92,9 +92,11 @@ class MixtureSampler(Sampler[int]):
     def _length(self, index: int) -> int:
         return 1 if self.lengths is None else int(self.lengths[index])
 
-    def _stream(self, number: int) -> Iterator[int]:
-        part, turn = self.parts[number], 0
-        while True:
-            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + turn) * 97 + number)
-            yield from part[torch.randperm(len(part), generator=generator).numpy()].tolist()
-            turn += 1
+
+def examples_of_part(part: np.ndarray, number: int, seed: int) -> Iterator[int]:
+    """The examples of part ``number`` without end, in one random permutation after another."""
+    turn = 0
+    while True:
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + turn) * 97 + number)
+        yield from part[torch.randperm(len(part), generator=generator).numpy()].tolist()
+        turn += 1

@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lossmith.data.scalarization import Scalarization, scalarization
+from lossmith.data.temperature import cooldown
 from lossmith.errors import did_you_mean
 
 Strategy = Literal["linupper", "quadratic", "extremes", "linear"]
@@ -25,15 +27,18 @@ Variant = Literal["step", "released"]
 
 __all__ = [
     "LossWeighting",
+    "Scalarization",
     "UniformWeighting",
     "WeightStatistics",
     "Weighting",
     "constant",
+    "cooldown",
     "extremes",
     "linear",
     "linupper",
     "loss_weights",
     "quadratic",
+    "scalarization",
     "uniform",
     "warmup",
     "weight_statistics",
@@ -44,9 +49,11 @@ __all__ = [
 class Weighting(Protocol):
     """What :class:`lossmith.training.Trainer` accepts as ``weighting=``; a plain function is enough.
 
-    Three optional attributes are used where they exist: ``needs_losses(step) -> bool`` (False lets the trainer know
+    Optional attributes are used where they exist: ``needs_losses(step) -> bool`` (False lets the trainer know
     the weights before the forward pass), ``per_micro_batch: bool`` (weights are normalised inside each micro-batch
-    over all processes), ``length_weighted: bool`` (multiply by the number of targets, normalise again).
+    over all processes), ``length_weighted: bool`` (multiply by the number of targets, normalise again). With
+    ``by_domain: bool`` it is called with ``domains=``, the number of each example's domain, after
+    ``for_domains(sizes, steps)``; ``sums_to_one = False`` says that weights sum to 1 in expectation alone.
     """
 
     def __call__(self, losses: Float[Tensor, batch], step: int, /) -> Float[Tensor, batch]:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lossmith.errors import InputError
-from lossmith.registry import LOSSES, SPARSITIES, WEIGHTINGS, Spec, parse_assignments, parse_spec
+from lossmith.registry import LOSSES, SAMPLERS, SPARSITIES, WEIGHTINGS, Spec, parse_assignments, parse_spec
 from lossmith.training.language_model import check_training_options
 
 # What an arm may change besides training options.
-ARM_OPTIONS = ("loss", "weighting", "weights", "model", "model_overrides", "batch_size", "tokens")
+ARM_OPTIONS = ("loss", "weighting", "sampler", "weights", "model", "model_overrides", "batch_size", "tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +100,10 @@ def check_arm(name: str, options: Mapping[str, Any]) -> Arm:
         elif key == "weighting":
             spec = _spec(value, name, "weighting")
             _named(name, lambda spec=spec: WEIGHTINGS.build(spec))
+            value = str(spec)
+        elif key == "sampler":
+            spec = _spec(value, name, "sampler")
+            _named(name, lambda spec=spec: SAMPLERS.build(spec))
             value = str(spec)
         elif key == "weights":
             spec = _spec(value, name, "weights")

@@ -162,6 +162,7 @@ def planned_run(settings: CompareSettings, arm: Arm, seed: int, corpus: Any, thr
         model=str(arm.options.get("model", settings.model)),
         loss=str(arm.options.get("loss", "cross_entropy")),
         weighting=str(arm.options.get("weighting", "uniform")),
+        sampler=str(arm.options.get("sampler", "shuffled")),
         weights=str(arm.options.get("weights", "dense")),
         sequence_length=settings.sequence_length,
         batch_size=batch_size,

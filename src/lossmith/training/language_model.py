@@ -50,6 +50,7 @@ class LanguageModelRun:
     model: str = "tiny"
     loss: str = "cross_entropy"
     weighting: str = "uniform"
+    sampler: str = "shuffled"
     weights: str = "dense"
     sequence_length: int = 128
     batch_size: int = 16
@@ -140,7 +141,7 @@ def _train(run: LanguageModelRun, folder: Path, corpus_folder: Path, record: Run
 
     from lossmith.data import PackedCollator, PaddedCollator, load_prepared
     from lossmith.files import write_json
-    from lossmith.registry import SPARSITIES, WEIGHTINGS
+    from lossmith.registry import SAMPLERS, SPARSITIES, WEIGHTINGS
     from lossmith.training.models import build_model, matmul_parameters
     from lossmith.training.objectives import NextToken
     from lossmith.training.sparsity import SparsityCallback
@@ -177,6 +178,7 @@ def _train(run: LanguageModelRun, folder: Path, corpus_folder: Path, record: Run
         arguments,
         objective=NextToken(run.loss, chunk_size=run.chunk_size),
         weighting=WEIGHTINGS.build(run.weighting),
+        sampler=SAMPLERS.build(run.sampler),
         record=record,
         callbacks=[callback] if callback is not None else None,
         train_dataset=corpus.train,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
@@ -18,13 +19,13 @@ from transformers.trainer_callback import TrainerCallback
 from transformers.trainer_pt_utils import nested_gather
 from transformers.trainer_utils import rotate_checkpoints
 
+from lossmith.data.sampling import PermutationStream, Sampling, domain_numbers
 from lossmith.data.weighting import UniformWeighting, Weighting, WeightStatistics, weight_statistics
 from lossmith.files import write_text
 from lossmith.training.checkpoint import load_state, random_state, save_state, set_random_state
 from lossmith.training.models import matmul_parameters
 from lossmith.training.objectives import EXAMPLE_WEIGHTS, Batch, ExampleEvaluation, Objective
 from lossmith.training.record import RunRecord, checkpoint_step, is_complete, mark_complete
-from lossmith.training.sampling import PermutationStream
 from lossmith.training.sparse_gradients import clip_sparse_gradients, has_sparse_gradients, norm_with_sparse_gradients
 from lossmith.training.sparsity import SparsityCallback
 
@@ -66,6 +67,8 @@ class Trainer(transformers.Trainer):
             Without one this is the plain ``transformers.Trainer``.
         weighting: callable ``(losses, step) -> weights``; see :mod:`lossmith.data.weighting`. ``None`` counts every
             example the same.
+        sampler: what the examples of each step are, for instance ``temperature(tau=5)``; see
+            :mod:`lossmith.data.sampling`. ``None`` draws all alike. Needs ``max_steps``.
         record: the run record that metrics go to; checkpoints go to ``args.output_dir``.
 
     Where weights depend on losses and a step has several micro-batches, they are scored in a first pass without
@@ -85,6 +88,7 @@ class Trainer(transformers.Trainer):
         *,
         objective: Objective | Callable[[nn.Module, Batch], Tensor] | None = None,
         weighting: Weighting | Callable[[Tensor, int], Tensor] | None = None,
+        sampler: Sampling | None = None,
         record: RunRecord | None = None,
         **kwargs: Any,
     ):
@@ -92,13 +96,16 @@ class Trainer(transformers.Trainer):
             raise ValueError("weighting needs an objective that returns one loss per example, for instance NextToken()")
         if weighting is not None and not callable(weighting):
             raise TypeError(f"weighting must be callable as weighting(losses, step), got {type(weighting).__name__}")
+        if sampler is not None and (objective is None or args is None or args.max_steps <= 0):
+            raise ValueError("sampler needs an objective and args with max_steps: it has no epochs")
         if args is not None:
             # It would replace a NaN in the logs by the average of the losses before it.
             args.logging_nan_inf_filter = False
         super().__init__(model, args, **kwargs)
         self.objective: Any = objective
         self.record = record
-        self.weighting: Any = UniformWeighting() if weighting is None else weighting
+        self.sampler = sampler
+        self.weighting: Any = UniformWeighting() if weighting is None else self._for_domains(weighting)
         self.last_evaluation: Evaluation | None = None
         self.evaluated_step: int | None = None
         if objective is not None:
@@ -141,9 +148,11 @@ class Trainer(transformers.Trainer):
         needs_losses = getattr(self.weighting, "needs_losses", lambda step: True)(step)
         per_micro_batch = getattr(self.weighting, "per_micro_batch", False)
         if not needs_losses:
-            weights = self._weigh([torch.zeros_like(c, dtype=torch.float64) for c in counts], counts, known=True)
+            weights = self._weigh(
+                [torch.zeros_like(c, dtype=torch.float64) for c in counts], counts, self._domains(batches), known=True
+            )
         elif len(batches) > 1 and not per_micro_batch:
-            weights = self._weigh(self._score(batches), counts)
+            weights = self._weigh(self._score(batches), counts, self._domains(batches))
         else:
             return batches, None
         for batch, w in zip(batches, weights, strict=True):
@@ -169,7 +178,8 @@ class Trainer(transformers.Trainer):
         self._find_not_finite(losses, inputs)
         weights = inputs.get(EXAMPLE_WEIGHTS)
         if weights is None:
-            weights = self._weigh([losses.detach()], [counts])[0] / self.current_gradient_accumulation_steps
+            weights = self._weigh([losses.detach()], [counts], self._domains([inputs]))[0]
+            weights = weights / self.current_gradient_accumulation_steps
         elif self.args.logging_strategy != "no":
             self._unweighted.append(losses.detach()[counts > 0].double().mean().nan_to_num())
         return (weights.to(losses.dtype) * losses).sum() * self.accelerator.num_processes
@@ -186,14 +196,38 @@ class Trainer(transformers.Trainer):
             self.current_flos += 2 * self._parameters_multiplied() * tokens
         return losses
 
-    def _weigh(self, losses: list[Tensor], counts: list[Tensor], *, known: bool = False) -> list[Tensor]:
+    def _for_domains(self, weighting: Any) -> Any:
+        """A weighting by domain learns how large the domains of the training data are."""
+        if not getattr(weighting, "by_domain", False) or self.train_dataset is None:
+            return weighting
+        sizes = np.bincount(domain_numbers(self.train_dataset)) if weighting.sizes is None else weighting.sizes
+        return weighting.for_domains(sizes, self.args.max_steps if self.args.max_steps > 0 else None)
+
+    def _domains(self, batches: list[dict[str, Any]]) -> list[Tensor] | None:
+        """The domains of a weighting that needs them."""
+        if not getattr(self.weighting, "by_domain", False):
+            return None
+        if any("domain" not in batch for batch in batches):
+            raise ValueError("a weighting by domain needs batches with 'domain', the number of each example's domain")
+        return [batch["domain"] for batch in batches]
+
+    def _weigh(
+        self,
+        losses: list[Tensor],
+        counts: list[Tensor],
+        domains: list[Tensor] | None = None,
+        *,
+        known: bool = False,
+    ) -> list[Tensor]:
         """This process's share of the weights of the whole step."""
-        local = torch.stack([torch.cat([x.double() for x in losses]), torch.cat(counts).double()], dim=-1)
+        numbers = counts if domains is None else domains
+        columns = ([x.double() for x in part] for part in (losses, counts, numbers))
+        local = torch.stack([torch.cat(column) for column in columns], dim=-1)
         every = local
         if self.accelerator.num_processes > 1:
             # Processes may hold different numbers of examples; the filling is recognised by its negative count.
             every = self.accelerator.gather(self.accelerator.pad_across_processes(local, dim=0, pad_index=-1))
-        values, targets = every.unbind(-1)
+        values, targets, numbers_of = every.unbind(-1)
         valid = targets > 0
         if not valid.any():
             raise ValueError(
@@ -203,7 +237,9 @@ class Trainer(transformers.Trainer):
             # Not weighed: the step ends in NonFiniteLossError, with the examples named, when gradients are complete.
             return [torch.full_like(x, 1.0 / int(valid.sum()), dtype=torch.float64) for x in losses]
         weights = torch.zeros_like(values)
-        weights[valid] = self._checked(self.weighting(values[valid], self.state.global_step), values[valid])
+        more = {} if domains is None else {"domains": numbers_of[valid].long()}
+        found = self.weighting(values[valid], self.state.global_step, **more)
+        weights[valid] = self._checked(found, values[valid])
         if getattr(self.weighting, "length_weighted", False):
             weights = weights * targets.clamp_min(0)
             weights = weights / weights.sum()
@@ -219,7 +255,8 @@ class Trainer(transformers.Trainer):
             raise ValueError(f"weighting must return one weight per loss, shape {tuple(losses.shape)}, got {got}")
         weights = weights.detach().to(losses)
         total = float(weights.sum())
-        if not bool((weights >= 0).all()) or not math.isclose(total, 1.0, rel_tol=1e-3):
+        needs_sum = getattr(self.weighting, "sums_to_one", True)
+        if not bool((weights >= 0).all()) or (needs_sum and not math.isclose(total, 1.0, rel_tol=1e-3)):
             raise ValueError(
                 f"weighting must return weights >= 0 that sum to 1, got sum {total:g}, least {float(weights.min()):g}"
             )
@@ -310,6 +347,8 @@ class Trainer(transformers.Trainer):
             return super()._get_train_sampler(train_dataset)
         per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        if self.sampler is not None:
+            return self.sampler.draw(dataset, steps=self.args.max_steps, batch_size=per_step, seed=seed)
         return PermutationStream(len(dataset), total=self.args.max_steps * per_step, seed=seed)
 
     def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:
