@@ -12,6 +12,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lossmith.laws.sparse_compute import average_density, step_fractions, steps_for_compute
 
+    from .activation_magnitude import wanda, wanda_scores
+    from .calibration import InputNorms, InputProducts, calibration_rows, text_batches
+    from .calibration_stream import stream_layers
+    from .d_pruner import general_importance, importance_masks, regularized_gradient, taylor_term
+    from .d_pruner_domain import DomainImportance, dual_importance, next_token_loss
     from .essential import EssentialCurve, Knee, essential_point, essential_sparsity, find_knee
     from .essential_text import TextEvaluation, load_causal_model, text_evaluation
     from .essential_tickets import Sparsification, lottery_masks, sparsification
@@ -31,12 +36,45 @@ if TYPE_CHECKING:
     )
     from .magnitude_files import StoredWeights, open_weights, prune_checkpoint
     from .masks import Prunable, magnitude_masks, prunable_weights
+    from .one_shot import Pruned, prune
+    from .optimal_brain_surgeon import Surgery, sparsegpt, surgeon
     from .pretraining import ComputeSchedule, Dense, SparsePretraining, dense, sparse_pretraining
     from .schedule import PruningSchedule
     from .threshold import KthSmallest
 
 
 _HOMES = {
+    "activation_magnitude": (
+        "wanda",
+        "wanda_scores",
+    ),
+    "calibration": (
+        "InputNorms",
+        "InputProducts",
+        "calibration_rows",
+        "text_batches",
+    ),
+    "calibration_stream": ("stream_layers",),
+    "d_pruner": (
+        "general_importance",
+        "importance_masks",
+        "regularized_gradient",
+        "taylor_term",
+    ),
+    "d_pruner_domain": (
+        "DomainImportance",
+        "dual_importance",
+        "next_token_loss",
+    ),
+    "one_shot": (
+        "Pruned",
+        "prune",
+    ),
+    "optimal_brain_surgeon": (
+        "Surgery",
+        "sparsegpt",
+        "surgeon",
+    ),
     "lost_arms": ("LowRank", "cola", "lost", "low_rank", "sltrain"),
     "lost_layer": ("LOSTLinear", "LowRankStart", "column_scores", "lost_start"),
     "lost_model": (
@@ -92,7 +130,10 @@ _HOMES = {
 __all__ = [
     "ComputeSchedule",
     "Dense",
+    "DomainImportance",
     "EssentialCurve",
+    "InputNorms",
+    "InputProducts",
     "Knee",
     "KthSmallest",
     "LOSTLayer",
@@ -101,24 +142,30 @@ __all__ = [
     "LowRank",
     "LowRankStart",
     "Prunable",
+    "Pruned",
     "PruningSchedule",
     "SLTrainLinear",
     "SparsePretraining",
     "Sparsification",
     "SparsityReport",
     "StoredWeights",
+    "Surgery",
     "TextEvaluation",
     "apply_masks",
     "average_density",
     "block_weights",
+    "calibration_rows",
     "cola",
     "column_scores",
     "convert_to_lost",
     "dense",
+    "dual_importance",
     "erk_densities",
     "essential_point",
     "essential_sparsity",
     "find_knee",
+    "general_importance",
+    "importance_masks",
     "load_causal_model",
     "load_lost",
     "lost",
@@ -129,19 +176,29 @@ __all__ = [
     "magnitude_masks",
     "mask_similarity",
     "merge_lost",
+    "next_token_loss",
     "one_shot_masks",
     "open_weights",
     "prunable_weights",
+    "prune",
     "prune_checkpoint",
+    "regularized_gradient",
     "release_masks",
     "sltrain",
     "sparse_pretraining",
+    "sparsegpt",
     "sparsification",
     "sparsity_report",
     "step_fractions",
     "steps_for_compute",
+    "stream_layers",
+    "surgeon",
     "target_layers",
+    "taylor_term",
+    "text_batches",
     "text_evaluation",
+    "wanda",
+    "wanda_scores",
 ]
 
 

@@ -1,0 +1,95 @@
+"""Pruning by magnitude times activation.
+
+Sun, Liu, Bair, Kolter, "A Simple and Effective Pruning Approach for Large Language Models", 2023, arXiv 2306.11695
+(released code: ``prune.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lossmith.sparsity.calibration import Batch, InputNorms
+from lossmith.sparsity.calibration_stream import stream_layers
+from lossmith.sparsity.magnitude import Masks
+from lossmith.sparsity.masks import largest_of_groups, parse_structure
+from lossmith.sparsity.optimal_brain_surgeon import turned
+
+
+def wanda_scores(
+    weight: Float[Tensor, "outputs inputs"], squared_norms: Float[Tensor, " inputs"]
+) -> Float[Tensor, "outputs inputs"]:
+    r"""Magnitude times the norm of its input, :math:`S_{ij} = |W_{ij}| \, \lVert X_j \rVert_2`; float32 or float64.
+
+    The square is twice the error of removing the weight alone, without compensation: :math:`w^2 H_{jj}`.
+
+    >>> wanda_scores(torch.tensor([[1.0, -2.0]]), torch.tensor([9.0, 1.0])).tolist()
+    [[3.0, 2.0]]
+    """
+    kind = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    return weight.detach().abs().to(kind) * squared_norms.to(kind).sqrt()
+
+
+def wanda(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    sparsity: float = 0.5,
+    *,
+    pattern: str | None = None,
+    compare: Literal["row", "matrix"] = "row",
+    order: Literal["layer", "block"] = "layer",
+    targets: Literal["blocks", "all"] = "blocks",
+    exclude: Sequence[str] = (),
+) -> Masks:
+    """Prune a model in place by :func:`wanda_scores`; nothing else moves.
+
+    Args:
+        model: any module with linear layers (``Conv1D`` too).
+        batches: see :func:`~lossmith.sparsity.calibration_rows`.
+        sparsity: share to remove, in [0, 1).
+        pattern: ``"2:4"``: two of every four inputs stay.
+        compare: ``"row"``: ``round(sparsity * inputs)`` of every output's weights go; ``"matrix"``: of all of a
+            matrix's together.
+        order, targets, exclude: see :func:`~lossmith.sparsity.stream_layers`.
+
+    Returns:
+        Masks by name, ``True`` where a weight stays.
+
+    Raises:
+        ValueError: a sparsity out of range, weights that are not finite, inputs that the pattern does not divide.
+
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> {name: int(mask.sum()) for name, mask in wanda(net, [torch.randn(32, 4)], targets="all").items()}
+    {'0.weight': 16, '2.weight': 8}
+    """
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
+    if compare not in ("row", "matrix"):
+        raise ValueError(f"compare must be 'row' or 'matrix', got {compare!r}")
+    group = parse_structure(pattern)
+    masks = {}
+    flipped = turned(model)
+    for weights, seen in stream_layers(model, batches, InputNorms, targets=targets, exclude=exclude, order=order):
+        for name, weight in weights.items():
+            scores = wanda_scores(weight.T if name in flipped else weight, seen.squared())
+            if not bool(torch.isfinite(scores).all()):
+                raise ValueError(f"{name} has weights that are NaN or infinite, which have no rank")
+            if group is not None:
+                mask = largest_of_groups(scores, *group, name=name)
+            else:
+                mask = _largest(scores if compare == "row" else scores.reshape(1, -1), sparsity).reshape(scores.shape)
+            masks[name] = (mask.T if name in flipped else mask).contiguous()
+            with torch.no_grad():
+                weight.masked_fill_(~masks[name], 0)
+    return masks
+
+
+def _largest(scores: Tensor, sparsity: float) -> Tensor:
+    """All but the ``round(sparsity * n)`` smallest of each row; of equal ones the earlier go first."""
+    number = round(sparsity * scores.shape[1])
+    gone = torch.sort(scores, dim=1, stable=True).indices[:, :number]
+    return torch.ones_like(scores, dtype=torch.bool).scatter_(1, gone, False)
