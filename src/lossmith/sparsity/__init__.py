@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .activation_magnitude import wanda, wanda_scores
     from .calibration import InputNorms, InputProducts, calibration_rows, text_batches
     from .calibration_stream import stream_layers
+    from .compact import CompactReport, expand_compact, is_compact, load_compact, save_compact
     from .d_pruner import general_importance, importance_masks, regularized_gradient, taylor_term
     from .d_pruner_domain import DomainImportance, dual_importance, next_token_loss
     from .essential import EssentialCurve, Knee, essential_point, essential_sparsity, find_knee
@@ -36,10 +37,12 @@ if TYPE_CHECKING:
     )
     from .magnitude_files import StoredWeights, open_weights, prune_checkpoint
     from .masks import Prunable, magnitude_masks, prunable_weights
+    from .measured import AgainstDense, Footprint, QualityChange, compare_with_dense, file_bytes
     from .one_shot import Pruned, prune
     from .optimal_brain_surgeon import Surgery, sparsegpt, surgeon
     from .pretraining import ComputeSchedule, Dense, SparsePretraining, dense, sparse_pretraining
     from .schedule import PruningSchedule
+    from .sparse_linear import SparseLayers, SparseLinear, to_dense_linear, to_sparse_linear
     from .threshold import KthSmallest
 
 
@@ -123,15 +126,21 @@ _HOMES = {
     "masks": ("Prunable", "magnitude_masks", "prunable_weights"),
     "pretraining": ("ComputeSchedule", "Dense", "SparsePretraining", "dense", "sparse_pretraining"),
     "schedule": ("PruningSchedule",),
+    "compact": ("CompactReport", "expand_compact", "is_compact", "load_compact", "save_compact"),
+    "measured": ("AgainstDense", "Footprint", "QualityChange", "compare_with_dense", "file_bytes"),
+    "sparse_linear": ("SparseLayers", "SparseLinear", "to_dense_linear", "to_sparse_linear"),
     # The arithmetic of the compute is the law's.
     "lossmith.laws.sparse_compute": ("average_density", "step_fractions", "steps_for_compute"),
 }
 
 __all__ = [
+    "AgainstDense",
+    "CompactReport",
     "ComputeSchedule",
     "Dense",
     "DomainImportance",
     "EssentialCurve",
+    "Footprint",
     "InputNorms",
     "InputProducts",
     "Knee",
@@ -144,7 +153,10 @@ __all__ = [
     "Prunable",
     "Pruned",
     "PruningSchedule",
+    "QualityChange",
     "SLTrainLinear",
+    "SparseLayers",
+    "SparseLinear",
     "SparsePretraining",
     "Sparsification",
     "SparsityReport",
@@ -157,16 +169,21 @@ __all__ = [
     "calibration_rows",
     "cola",
     "column_scores",
+    "compare_with_dense",
     "convert_to_lost",
     "dense",
     "dual_importance",
     "erk_densities",
     "essential_point",
     "essential_sparsity",
+    "expand_compact",
+    "file_bytes",
     "find_knee",
     "general_importance",
     "importance_masks",
+    "is_compact",
     "load_causal_model",
+    "load_compact",
     "load_lost",
     "lost",
     "lost_report",
@@ -184,6 +201,7 @@ __all__ = [
     "prune_checkpoint",
     "regularized_gradient",
     "release_masks",
+    "save_compact",
     "sltrain",
     "sparse_pretraining",
     "sparsegpt",
@@ -197,6 +215,8 @@ __all__ = [
     "taylor_term",
     "text_batches",
     "text_evaluation",
+    "to_dense_linear",
+    "to_sparse_linear",
     "wanda",
     "wanda_scores",
 ]

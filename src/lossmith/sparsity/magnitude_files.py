@@ -191,6 +191,10 @@ def _files(folder: Path) -> list[Path]:
         names = [_SINGLE]
     for name in names:
         if not (folder / name).is_file():
+            if (folder / f"compact.{name}").is_file():
+                raise InputError(
+                    f"{folder} is a compact checkpoint; `lossmith prune {folder} --expand --out DIR` first"
+                )
             kind = "its index names" if names != [_SINGLE] else "a checkpoint needs (pickled weights are not read)"
             raise InputError(f"{folder} lacks {name}, which {kind}")
     return [folder / name for name in names]
@@ -213,12 +217,19 @@ def _header(path: Path) -> dict[str, tuple[int, str, tuple[int, ...]]]:
     return {n: (8 + length + v["data_offsets"][0], v["dtype"], tuple(v["shape"])) for n, v in header.items()}
 
 
+def model_class(config: Any) -> Any:
+    """The class of transformers that a configuration names; without a name a causal language model."""
+    import transformers
+
+    return getattr(transformers, (config.architectures or ["AutoModelForCausalLM"])[0])
+
+
 def _skeleton(folder: Path) -> nn.Module:
     import transformers
 
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-        kind: Any = getattr(transformers, (config.architectures or ["AutoModelForCausalLM"])[0])
+        kind = model_class(config)
         with torch.device("meta"):
             model: nn.Module = kind(config) if hasattr(kind, "base_model_prefix") else kind.from_config(config)
     except Exception as error:  # a different kind for every way in which a configuration can be wrong
@@ -227,10 +238,10 @@ def _skeleton(folder: Path) -> nn.Module:
     return model
 
 
-def _copy(folder: Path, target: Path) -> None:
-    """Everything but other forms of the weights and folders (checkpoints)."""
-    target.mkdir(parents=True)
-    files = {path.name for path in _files(folder)}
+def _copy(folder: Path, target: Path, *, weights: bool = True) -> None:
+    """Everything but other forms of the weights and folders (checkpoints); the weights too, unless told."""
+    target.mkdir(parents=True, exist_ok=True)
+    files = {path.name for path in _files(folder)} if weights else set()
     for path in folder.iterdir():
         if path.is_file() and (
             path.name in files or path.suffix not in {".bin", ".safetensors", ".pt", ".h5", ".msgpack"}
