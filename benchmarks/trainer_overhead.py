@@ -18,10 +18,10 @@ import torch
 import transformers
 
 from lossmith.data import PaddedCollator
+from lossmith.data.sampling import PermutationStream
 from lossmith.data.weighting import linupper
 from lossmith.training import NextToken, Trainer
 from lossmith.training.models import build_model
-from lossmith.data.sampling import PermutationStream
 
 transformers.utils.logging.set_verbosity_error()
 

@@ -213,7 +213,10 @@ SAMPLERS = Registry(
     lambda name, thing: name in {"shuffled", "temperature", "unimax"},
 )
 PROBES = Registry(
-    "probe", "lossmith.probes", "lossmith.probes", lambda name, thing: name in {"flatness", "geometry", "superposition"}
+    "probe",
+    "lossmith.probes",
+    "lossmith.probes",
+    lambda name, thing: name in {"flatness", "geometry", "gradient_variance", "superposition"},
 )
 # What `weights=` names: factories of objects with attach(model, steps).
 SPARSITIES = Registry(

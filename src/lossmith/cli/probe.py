@@ -37,7 +37,9 @@ def probe(
 
     if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise InputError(f"--plot {plot} must end in .png, .svg or .pdf")
-    measure = PROBES.bind(what)
+    # Names have underscores; a dash in one is a slip that nobody should have to correct.
+    name, bracket, options = what.partition("(")
+    measure = PROBES.bind(name.replace("-", "_") + bracket + options)
     parameters = inspect.signature(measure).parameters
     arguments: dict[str, Any] = {}
     if "data" in parameters:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     )
     from .context_free import PCFG
     from .features import feature_frequencies, sample_features, with_density
+    from .gradient_variance import GradientVariances, gradient_moments, gradient_variances
     from .head_complexity import FeaturePoint, SweepPoint, complexity_sweep, complexity_sweep_features
     from .hidden_markov import HiddenMarkov, Posterior, entropy_rate, fit_hidden_markov
     from .hypothesis_weight import (
@@ -74,6 +75,7 @@ _HOMES = {
     "head_complexity": ("FeaturePoint", "SweepPoint", "complexity_sweep", "complexity_sweep_features"),
     "context_free": ("PCFG",),
     "features": ("feature_frequencies", "sample_features", "with_density"),
+    "gradient_variance": ("GradientVariances", "gradient_moments", "gradient_variances"),
     "hidden_markov": ("HiddenMarkov", "Posterior", "entropy_rate", "fit_hidden_markov"),
     "linear_gaussian": (
         "LinearGaussianHMM",
@@ -107,6 +109,7 @@ __all__ = [
     "FeaturePoint",
     "FreeFeatures",
     "GaussianComplexity",
+    "GradientVariances",
     "HiddenMarkov",
     "LinearGaussianHMM",
     "MinNormHead",
@@ -136,6 +139,8 @@ __all__ = [
     "expected_exponent",
     "feature_frequencies",
     "fit_hidden_markov",
+    "gradient_moments",
+    "gradient_variances",
     "log_ball_mass",
     "loglog_slope",
     "mean_absolute_overlap",
