@@ -52,7 +52,14 @@ def full(tmp_path: Path) -> dict[str, Any]:
     models = {
         arm: [str(tmp_path / "pythia"), revision] for arm, (_, revision) in STUDY.options["full"]["models"].items()
     }
-    small = {"models": models, "corpus": str(corpus), "data": str(labelled), "samples": 8, "sequence_length": 16}
+    small: dict[str, Any] = {
+        "models": models,
+        "corpus": str(corpus),
+        "data": str(labelled),
+        "samples": 8,
+        "sequence_length": 16,
+    }
+    small["enlarged"] = {"enlarge": 2, "layers": 2}
     return {**STUDY.options["full"], **small, "shots": 4, "n_probes": 2}
 
 

@@ -1,4 +1,4 @@
-"""A language small enough to know its optimum, and models of it that reach the optimum in different places.
+"""Models of a language whose optimum is known, which reach the optimum in different places.
 
 "Same Pre-training Loss, Better Downstream: Implicit Bias Matters for Language Models", 2022, arXiv 2210.14199.
 """
@@ -12,70 +12,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lossmith.theory.hidden_markov import HiddenMarkov
+from lossmith.theory.known_languages import Array, KnownLanguage
 
-Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class KnownLanguage:
-    """Contexts of known frequency, each with the true distribution of its next word and a hidden cluster.
-
-    Attributes:
-        conditional: ``(contexts, words)``, rows sum to 1.
-        frequency: ``(contexts,)``, sums to 1.
-        cluster: ``(contexts,)``, what a downstream task asks for.
-    """
-
-    conditional: Array
-    frequency: Array
-    cluster: NDArray[np.int64]
-
-    @property
-    def optimum(self) -> float:
-        """The least cross entropy, nats per word: the conditional entropy of the language."""
-        p = self.conditional
-        logs = np.log(p, where=p > 0, out=np.zeros_like(p))
-        return float(-(self.frequency[:, None] * p * logs).sum())
-
-    @classmethod
-    def clustered(cls, clusters: int = 4, size: int = 6, words: int = 6, *, seed: int = 0) -> KnownLanguage:
-        """Equally frequent contexts; those of a cluster share a distribution (Dirichlet(0.7), 2 % of it uniform)."""
-        rng = np.random.default_rng([seed, 1])
-        rows = 0.98 * rng.dirichlet(np.full(words, 0.7), clusters) + 0.02 / words
-        cluster = np.repeat(np.arange(clusters), size)
-        return cls(rows[cluster], np.full(len(cluster), 1 / len(cluster)), cluster)
-
-    @classmethod
-    def hidden_markov(cls, states: int = 4, size: int = 6, *, seed: int = 0) -> KnownLanguage:
-        """Next tokens of a hidden Markov model whose tokens each belong to one state: one token tells the state.
-
-        The context is the last token, its cluster the state; the optimum is the entropy rate.
-        """
-        rng = np.random.default_rng([seed, 2])
-        transition = 0.95 * rng.dirichlet(np.full(states, 0.7), states) + 0.05 / states
-        emission = np.zeros((states, states * size))
-        for state in range(states):
-            emission[state, state * size : (state + 1) * size] = rng.dirichlet(np.full(size, 4.0))
-        values, vectors = np.linalg.eig(transition.T)
-        stationary = np.real(vectors[:, np.argmin(np.abs(values - 1))])
-        stationary = stationary / stationary.sum()
-        cluster = np.repeat(np.arange(states), size)
-        return cls(transition[cluster] @ emission, stationary @ emission, cluster)
-
-    def as_hidden_markov(self) -> HiddenMarkov:
-        """The hidden Markov model with a state for every context: what samples the language of single tokens.
-
-        Raises:
-            ValueError: contexts are not the words.
-        """
-        if self.conditional.shape[0] != self.conditional.shape[1]:
-            raise ValueError(
-                f"contexts are single words only where there are as many, got {self.conditional.shape[0]} contexts and "
-                f"{self.conditional.shape[1]} words"
-            )
-        start, moves = torch.from_numpy(self.frequency), torch.from_numpy(self.conditional)
-        return HiddenMarkov(start, moves, torch.eye(len(start), dtype=torch.float64))
+__all__ = [
+    "BilinearModel",
+    "KnownLanguage",
+    "adam",
+    "descend",
+    "one_shot_accuracy",
+    "oppose",
+    "padded",
+    "wander",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +39,18 @@ class BilinearModel:
         contexts, words = language.conditional.shape
         rng, scale = np.random.default_rng([seed, 3]), (32 / width) ** 0.5
         return cls(rng.normal(0, 0.6 * scale, (contexts, width)), rng.normal(0, 0.3 * scale, (words, width)))
+
+    @classmethod
+    def lookup(cls, language: KnownLanguage) -> BilinearModel:
+        """The lookup table: features are the logarithms of the true probabilities, and the optimum by construction.
+
+        Raises:
+            ValueError: a word that is impossible after some context has no finite logit.
+        """
+        if not bool((language.conditional > 0).all()):
+            raise ValueError("a lookup table needs a language in which every word is possible after every context")
+        logits = np.log(language.conditional)
+        return cls(logits - logits.mean(1, keepdims=True), np.eye(logits.shape[1]))
 
     def module(self) -> nn.Sequential:
         """The same as a torch module that takes numbers of contexts, for probes."""
@@ -120,14 +80,37 @@ def descend(model: BilinearModel, language: KnownLanguage, steps: int, *, learni
 
 
 def wander(
-    model: BilinearModel, language: KnownLanguage, steps: int, *, learning_rate: float = 0.1, seed: int = 0
+    model: BilinearModel,
+    language: KnownLanguage,
+    steps: int,
+    *,
+    learning_rate: float = 0.1,
+    batch_size: int = 1,
+    seed: int = 0,
 ) -> BilinearModel:
-    """Stochastic gradient descent, one fresh context and word a step: its noise drifts to flat minimisers."""
+    r"""Stochastic gradient descent, fresh contexts and words at every step: its noise drifts to flat minimisers.
+
+    Along the minimisers it follows :math:`\dot\theta = -\tfrac{1}{4B} \nabla \mathrm{tr}\, \nabla^2 L`, where a step
+    of rate :math:`\eta` and batch :math:`B` takes the time :math:`\eta^2` (Theorem 4.3).
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     h, a = model.features.copy(), model.output.copy()
     rng = np.random.default_rng([seed, 4])
     contexts, words = language.conditional.shape
-    chosen = rng.choice(contexts, steps, p=language.frequency)
-    drawn = (rng.random(steps)[:, None] > language.conditional.cumsum(1)[chosen]).sum(1).clip(max=words - 1)
+    chosen = rng.choice(contexts, steps * batch_size, p=language.frequency / language.frequency.sum())
+    drawn = (rng.random(len(chosen))[:, None] > language.conditional.cumsum(1)[chosen]).sum(1).clip(max=words - 1)
+    if batch_size > 1:
+        rows = np.arange(batch_size)
+        for x, y in zip(chosen.reshape(steps, -1), drawn.reshape(steps, -1), strict=True):
+            seen = h[x]
+            batch = _softmax(seen @ a.T)
+            batch[rows, y] -= 1
+            batch *= learning_rate / batch_size
+            # A context may have been drawn twice.
+            np.subtract.at(h, x, batch @ a)
+            a -= batch.T @ seen
+        return BilinearModel(h, a)
     for x, y in zip(chosen, drawn, strict=True):
         row = h[x].copy()
         logits = a @ row
