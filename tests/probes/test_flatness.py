@@ -95,6 +95,52 @@ def test_the_three_traces_of_a_tanh_network_differ_as_the_digest_says() -> None:
     assert abs(found.trace - 0.6192509759689395) < 4 * found.stderr < 0.1
 
 
+def test_the_hessian_is_the_gauss_newton_part_and_the_curvature_of_the_logits() -> None:
+    """tr H = tr GGN + E sum_k (p_k - y_k) tr (second derivative of z_k), on the tanh network by autograd."""
+    model, x, y = tanh_network()
+    weights = [p.detach() for p in model.parameters()]
+
+    def logits(flat: Tensor) -> Tensor:
+        a, b = flat[:6].view(3, 2), flat[6:].view(3, 3)
+        return torch.tanh(x @ a.T) @ b.T
+
+    start = torch.cat([w.flatten() for w in weights])
+    p = logits(start).softmax(-1)
+    second = torch.zeros((), dtype=F64)
+    for row in range(2):
+        for k in range(3):
+
+            def one(flat: Tensor, row: int = row, k: int = k) -> Tensor:
+                return logits(flat)[row, k]
+
+            curvature = torch.autograd.functional.hessian(one, start).trace()
+            second += (p[row, k] - float(k == y[row])) * curvature / 2
+    jacobian = torch.autograd.functional.jacobian(logits, start)
+    inner = torch.diag_embed(p) - p[:, :, None] * p[:, None]
+    gauss_newton = torch.einsum("nkd,nkl,nld->", jacobian, inner, jacobian) / 2
+    assert close(gauss_newton, 0.6192509759689395)
+    assert close(gauss_newton + second, 0.68170368302402)
+
+
+def test_a_constant_on_all_logits_of_a_context_leaves_the_gauss_newton_part() -> None:
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = regression()
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            # Of the context and of the parameters: its gradient is the same for all classes.
+            shift = 3 * inputs.sum(-1, keepdim=True) + inputs.square().sum(-1, keepdim=True) * self.inner.weight.sum()
+            found: Tensor = self.inner(inputs) + shift
+            return found
+
+    for labels in ("exact", "data"):
+        plain, shifted = (score_norms(m, [(X, Y)], labels=labels)[0] for m in (regression(), Shifted()))  # type: ignore[arg-type]
+        assert close(plain, shifted)
+    found = [hessian_trace(m, [(X, Y)], estimator="ggn", n_probes=3, seed=1).trace for m in (regression(), Shifted())]
+    assert close(*found)
+
+
 def test_at_saturation_hessian_and_fisher_agree() -> None:
     model, x, _ = tanh_network()
     p = model(x).softmax(-1).detach()

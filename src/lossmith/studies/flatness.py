@@ -4,7 +4,7 @@
 
 Arms are ways to the optimum of languages whose optimum is known: clusters of contexts with a common next-word
 distribution, a hidden Markov model of which one token tells the state (metrics ``markov/...``), and a context-free
-grammar of which two words are seen (``grammar/...``). All are polished by full-batch descent, so that their losses agree.
+grammar of which two words are seen (``grammar/...``). All are polished by full-batch descent, so that losses agree.
 Downstream: name the cluster of a context after one labelled context of each. ``full`` are late revisions and further
 seeds of Pythia on text, enlarged to the parameters of the largest; ``--data`` takes labelled texts.
 """
