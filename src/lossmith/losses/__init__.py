@@ -16,6 +16,7 @@ from lossmith.losses.distillation import (
     plackett_luce_distillation,
     reverse_kl,
 )
+from lossmith.losses.masked_diffusion import masked_diffusion_loss
 from lossmith.losses.overlap import class_weights, dice_loss, set_dice_loss, set_tversky_loss, tversky_loss
 from lossmith.losses.recommendation import bpr_loss, implicit_bce_loss
 from lossmith.losses.spherical import spherical_softmax_loss, taylor_softmax_loss
@@ -35,6 +36,7 @@ __all__ = [
     "focal_loss",
     "implicit_bce_loss",
     "jensen_shannon",
+    "masked_diffusion_loss",
     "plackett_luce_distillation",
     "rationale_quality_loss",
     "reverse_kl",

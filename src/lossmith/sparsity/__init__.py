@@ -39,11 +39,18 @@ if TYPE_CHECKING:
     from .masks import Prunable, magnitude_masks, prunable_weights
     from .measured import AgainstDense, Footprint, QualityChange, compare_with_dense, file_bytes
     from .one_shot import Pruned, prune
+    from .one_shot_text import PrunedLanguageModel, TextQuality, prune_language_model
     from .optimal_brain_surgeon import Surgery, sparsegpt, surgeon
     from .pretraining import ComputeSchedule, Dense, SparsePretraining, dense, sparse_pretraining
     from .schedule import PruningSchedule
     from .sparse_linear import SparseLayers, SparseLinear, to_dense_linear, to_sparse_linear
     from .threshold import KthSmallest
+    from .visual_tokens import prune_visual_tokens
+    from .visual_tokens_cost import TransformerShape, decode_flops, denoising_flops, prefill_flops, visual_flops
+    from .visual_tokens_decode import denoise_generate, transfer_counts
+    from .visual_tokens_denoiser import Denoised, Denoiser, DenoisingStep
+    from .visual_tokens_schedule import PruneSchedule
+    from .visual_tokens_select import nearest_neighbour, select_tokens
 
 
 _HOMES = {
@@ -72,6 +79,11 @@ _HOMES = {
     "one_shot": (
         "Pruned",
         "prune",
+    ),
+    "one_shot_text": (
+        "PrunedLanguageModel",
+        "TextQuality",
+        "prune_language_model",
     ),
     "optimal_brain_surgeon": (
         "Surgery",
@@ -126,6 +138,28 @@ _HOMES = {
     "masks": ("Prunable", "magnitude_masks", "prunable_weights"),
     "pretraining": ("ComputeSchedule", "Dense", "SparsePretraining", "dense", "sparse_pretraining"),
     "schedule": ("PruningSchedule",),
+    "visual_tokens": ("prune_visual_tokens",),
+    "visual_tokens_cost": (
+        "TransformerShape",
+        "decode_flops",
+        "denoising_flops",
+        "prefill_flops",
+        "visual_flops",
+    ),
+    "visual_tokens_decode": (
+        "denoise_generate",
+        "transfer_counts",
+    ),
+    "visual_tokens_denoiser": (
+        "Denoised",
+        "Denoiser",
+        "DenoisingStep",
+    ),
+    "visual_tokens_schedule": ("PruneSchedule",),
+    "visual_tokens_select": (
+        "nearest_neighbour",
+        "select_tokens",
+    ),
     "compact": ("CompactReport", "expand_compact", "is_compact", "load_compact", "save_compact"),
     "measured": ("AgainstDense", "Footprint", "QualityChange", "compare_with_dense", "file_bytes"),
     "sparse_linear": ("SparseLayers", "SparseLinear", "to_dense_linear", "to_sparse_linear"),
@@ -137,6 +171,9 @@ __all__ = [
     "AgainstDense",
     "CompactReport",
     "ComputeSchedule",
+    "Denoised",
+    "Denoiser",
+    "DenoisingStep",
     "Dense",
     "DomainImportance",
     "EssentialCurve",
@@ -151,7 +188,9 @@ __all__ = [
     "LowRank",
     "LowRankStart",
     "Prunable",
+    "PruneSchedule",
     "Pruned",
+    "PrunedLanguageModel",
     "PruningSchedule",
     "QualityChange",
     "SLTrainLinear",
@@ -163,6 +202,8 @@ __all__ = [
     "StoredWeights",
     "Surgery",
     "TextEvaluation",
+    "TextQuality",
+    "TransformerShape",
     "apply_masks",
     "average_density",
     "block_weights",
@@ -171,6 +212,9 @@ __all__ = [
     "column_scores",
     "compare_with_dense",
     "convert_to_lost",
+    "decode_flops",
+    "denoise_generate",
+    "denoising_flops",
     "dense",
     "dual_importance",
     "erk_densities",
@@ -193,15 +237,20 @@ __all__ = [
     "magnitude_masks",
     "mask_similarity",
     "merge_lost",
+    "nearest_neighbour",
     "next_token_loss",
     "one_shot_masks",
     "open_weights",
+    "prefill_flops",
     "prunable_weights",
     "prune",
     "prune_checkpoint",
+    "prune_language_model",
+    "prune_visual_tokens",
     "regularized_gradient",
     "release_masks",
     "save_compact",
+    "select_tokens",
     "sltrain",
     "sparse_pretraining",
     "sparsegpt",
@@ -217,6 +266,8 @@ __all__ = [
     "text_evaluation",
     "to_dense_linear",
     "to_sparse_linear",
+    "transfer_counts",
+    "visual_flops",
     "wanda",
     "wanda_scores",
 ]

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from lossmith.training.distillation import Distillation
     from lossmith.training.dual_head import DualHeadDistillation, GradientAlignedTrainer, gradient_cosines
     from lossmith.training.language_model_distillation import DistilledModel, distill_language_model
+    from lossmith.training.masked_diffusion import MaskedDiffusion, NextAnswerToken
     from lossmith.training.multi_granularity import MultiGranularityCallback, MultiGranularityDistillation
     from lossmith.training.objectives import Classification, ExampleEvaluation, NextToken, Objective
     from lossmith.training.rationale_distillation import RationaleDistillation
@@ -37,12 +38,14 @@ _HOMES = {
     "Evaluation": "trainer",
     "ExampleEvaluation": "objectives",
     "GradientAlignedTrainer": "dual_head",
+    "MaskedDiffusion": "masked_diffusion",
     "MixtureLog": "continual",
     "MixtureRows": "continual",
     "MixtureTrainer": "continual",
     "ModelTeacher": "text_sampling",
     "MultiGranularityCallback": "multi_granularity",
     "MultiGranularityDistillation": "multi_granularity",
+    "NextAnswerToken": "masked_diffusion",
     "NextToken": "objectives",
     "NonFiniteLossError": "trainer",
     "Objective": "objectives",
@@ -78,12 +81,14 @@ __all__ = [
     "Evaluation",
     "ExampleEvaluation",
     "GradientAlignedTrainer",
+    "MaskedDiffusion",
     "MixtureLog",
     "MixtureRows",
     "MixtureTrainer",
     "ModelTeacher",
     "MultiGranularityCallback",
     "MultiGranularityDistillation",
+    "NextAnswerToken",
     "NextToken",
     "NonFiniteLossError",
     "Objective",

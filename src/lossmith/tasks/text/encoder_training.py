@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 
 def train_encoder(
     model: nn.Module,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Any],
     objective: Any,
     collate: Callable[..., Any],
     *,
