@@ -68,6 +68,7 @@ def _fail(sentence: str) -> None:
 from lossmith.cli import (  # noqa: E402, F401
     advise,
     compare,
+    curate,
     distill,
     fit,
     pairs,
@@ -81,4 +82,5 @@ from lossmith.cli import (  # noqa: E402, F401
     solve_well,
     study,
     tag,
+    visual,
 )
