@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,18 +15,45 @@ from lossmith.errors import InputError
 
 # How a method is called in lossmith.sparsity. ``nm`` takes its pattern from --pattern.
 METHODS = {"magnitude": "magnitude", "uniform": "uniform", "nm": None, "random": "random", "erk": "erk"}
+# Those that look at text; they are given with options, such as d-pruner(reg_ratio=10).
+CALIBRATED = ("d-pruner", "sparsegpt", "wanda")
 
 
 @app.command()
 def prune(
     model: Annotated[str, typer.Argument(help="Folder of a model (with --sweep also a hub id).")],
-    method: Annotated[str, typer.Option(help="magnitude, uniform, nm; with --sweep also random, erk.")] = "magnitude",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="magnitude, uniform, nm; with --calibration wanda, sparsegpt or d-pruner, as in "
+            "d-pruner(reg_ratio=10); with --sweep also random, erk."
+        ),
+    ] = "magnitude",
     sparsity: Annotated[float, typer.Option(help="Share of the prunable weights to remove, in [0, 1).")] = 0.5,
-    pattern: Annotated[str, typer.Option(help="Of nm: N of every M inputs stay.")] = "2:4",
+    pattern: Annotated[
+        str | None,
+        typer.Option(help="N of every M inputs stay, whatever --sparsity says; nm: 2:4.", show_default=False),
+    ] = None,
     targets: Annotated[str, typer.Option(help="blocks: layers in repeated blocks; all: also the head.")] = "blocks",
     out: Annotated[
         Path | None, typer.Option(help="New folder of the pruned model; with --sweep a JSON file.", show_default=False)
     ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            help="Text that the model is for: a file, a folder, a hub id; a tenth is only scored.", show_default=False
+        ),
+    ] = None,
+    general: Annotated[
+        str | None,
+        typer.Option(help="Open-domain text: needed by d-pruner, for others only scored.", show_default=False),
+    ] = None,
+    text_field: Annotated[
+        str, typer.Option(help="Of --calibration and --general: column that holds the text.")
+    ] = "text",
+    samples: Annotated[int, typer.Option(help="Rows of text whose layers' inputs are looked at.")] = 128,
+    length: Annotated[int, typer.Option(help="Tokens of such a row; not more than the model reads.")] = 2048,
+    seed: Annotated[int, typer.Option(help="Which rows.")] = 0,
     sweep: Annotated[bool, typer.Option("--sweep", help="Measure the loss at every sparsity of --grid.")] = False,
     data: Annotated[
         str | None, typer.Option("--eval", help="Of --sweep: text, JSONL, a folder.", show_default=False)
@@ -44,17 +72,27 @@ def prune(
 
     `lossmith prune my_model/ --method nm --pattern 2:4 --out pruned/`
 
+    `lossmith prune my_model/ --method d-pruner --calibration domain.jsonl --general general.jsonl --out pruned/`
+
     `lossmith prune my_model/ --sweep --eval val.jsonl --plot curve.png`
     """
-    if method not in METHODS:
-        from lossmith.errors import did_you_mean
-
-        raise InputError(f"unknown method '{method}': {did_you_mean(method, METHODS)}")
+    method, options = _method(method)
     if targets not in ("blocks", "all"):
         raise InputError(f"--targets must be blocks or all, got '{targets}'")
     if not 0 <= sparsity < 1:
         raise InputError(f"--sparsity must lie in [0, 1), got {sparsity}")
-    chosen = METHODS[method] or pattern
+    if method in CALIBRATED or (calibration is not None and not sweep):
+        if sweep or data is not None or plot is not None:
+            raise InputError(f"--sweep, --eval and --plot do not go with --method {method} and --calibration")
+        _calibrated(
+            model, out, sparsity, method, calibration, general, text_field=text_field, samples=samples, length=length,
+            pattern=pattern or ("2:4" if method == "nm" else None), targets=targets, seed=seed, **options,
+        )  # fmt: skip
+        return
+    if calibration is not None or general is not None:
+        name = "--calibration" if calibration is not None else "--general"
+        raise InputError(f"{name} goes with --calibration and without --sweep")
+    chosen = METHODS[method] or pattern or "2:4"
     try:
         if sweep:
             _sweep(model, method, chosen, targets, data, _grid(grid), tolerance, texts, max_length, out, plot)
@@ -77,6 +115,71 @@ def prune(
         f"weights on disk: {before / 2**20:,.1f} -> {after / 2**20:,.1f} MiB ({after / before:.2f}x): dense files hold "
         "zeros, so that it is neither smaller nor faster as it is"
     )
+    typer.echo(f"model: {out}")
+
+
+def _method(text: str) -> tuple[str, dict[str, Any]]:
+    """The name of a method, and its options where it has some in brackets."""
+    from lossmith.errors import did_you_mean
+    from lossmith.registry import parse_spec
+
+    name, bracket, rest = text.partition("(")
+    name = name.strip().replace("_", "-")
+    if name not in METHODS and name not in CALIBRATED:
+        raise InputError(f"unknown method '{name}': {did_you_mean(name, [*METHODS, *CALIBRATED])}")
+    if not bracket:
+        return name, {}
+    # A dash is a minus in a name with options.
+    spec = parse_spec(f"{name.replace('-', '_')}({rest}")
+    if spec.arguments or (spec.options and name not in CALIBRATED):
+        raise InputError(f"method '{name}' takes no value '{text}'; options are written {CALIBRATED[0]}(reg_ratio=10)")
+    return name, dict(spec.options)
+
+
+def _calibrated(
+    model: str,
+    out: Path | None,
+    sparsity: float,
+    method: str,
+    calibration: str | None,
+    general: str | None,
+    **options: Any,
+) -> None:
+    from lossmith.sparsity.one_shot_text import prune_language_model
+
+    if out is None:
+        raise InputError("--out FOLDER says where the pruned model goes")
+    if calibration is None:
+        raise InputError(f"--method {method} needs --calibration: text that the model is for")
+    if method == "d-pruner" and general is None:
+        raise InputError("--method d-pruner needs --general: open-domain text")
+    started = last = time.monotonic()
+
+    def progress(done: int, steps: int) -> None:
+        nonlocal last
+        if (now := time.monotonic()) - last > 30:
+            last = now
+            typer.echo(
+                f"domain: step {done} of {steps}, about {(now - started) / done * (steps - done):.0f} s left", err=True
+            )
+
+    try:
+        found = prune_language_model(
+            model, out, sparsity, method=method, calibration=calibration, general=general, progress=progress, **options
+        )
+    except InputError:
+        raise
+    except (ValueError, FloatingPointError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and type(error).__name__ != "LinAlgError":
+            raise
+        raise InputError(str(error)) from None
+    typer.echo(found.report.summary())
+    if found.cut:
+        typer.echo(
+            f"{found.cut} domain texts are longer than the model or D-Pruner's limit reads; their ends were left out"
+        )
+    for quality in found.quality:
+        typer.echo(quality.summary())
     typer.echo(f"model: {out}")
 
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from lossmith.errors import InputError, did_you_mean
+from lossmith.sparsity.activation_magnitude import wanda
 from lossmith.sparsity.calibration import Batch, calibration_rows, text_batches
 from lossmith.sparsity.d_pruner import general_importance, importance_masks
 from lossmith.sparsity.d_pruner_domain import Loss, dual_importance, next_token_loss
 from lossmith.sparsity.magnitude import Masks, SparsityReport, apply_masks, one_shot_masks, sparsity_report
 from lossmith.sparsity.optimal_brain_surgeon import sparsegpt
-from lossmith.sparsity.activation_magnitude import wanda
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,6 +22,17 @@ if TYPE_CHECKING:
 # What each method looks at besides the weights.
 CALIBRATED = ("wanda", "sparsegpt", "d-pruner")
 PLAIN = ("magnitude", "uniform", "random", "erk", "nm")
+
+_MASK_OPTIONS = ("blocks", "of")
+_PASS_OPTIONS = ("block_size", "damping", "order")
+OPTIONS = {
+    "wanda": ("compare", "order"),
+    "sparsegpt": ("block_size", "damping", "count", "order"),
+    "d-pruner": (
+        *("lam", "learning_rate", "epochs", "reg", "reg_ratio", "reg_in_update", "third_order", "grad_scale", "clip"),
+        *("warmup", "texts", "count", "apply_to", *_MASK_OPTIONS, *_PASS_OPTIONS),
+    ),
+}
 
 # Batches, or texts for the model's tokenizer.
 Calibration = Sequence[Batch] | Sequence[str]
@@ -113,12 +124,13 @@ def prune(
     if (general is None) == (method == "d-pruner"):
         needs = "needs general: open-domain texts" if general is None else "takes no general texts"
         raise InputError(f"method '{method}' {needs}")
+    if unknown := [name for name in options if name not in OPTIONS.get(method, ())]:
+        hint = did_you_mean(unknown[0], OPTIONS[method]) if method in OPTIONS else "it has none"
+        raise InputError(f"method '{method}' has no option '{unknown[0]}': {hint}")
     which: dict[str, Any] = {"targets": targets, "exclude": exclude}
     rows: dict[str, Any] = {"samples": samples, "length": _readable(model, length), "seed": seed}
     losses: tuple[float, ...] = ()
     if method in PLAIN:
-        if options:
-            raise InputError(f"method '{method}' has no option '{next(iter(options))}'")
         masks = one_shot_masks(model, sparsity, method=_plain(method, pattern), seed=seed, **which)
     elif method == "wanda":
         masks = wanda(model, _rows(calibration, tokenizer, rows), sparsity, pattern=pattern, **which, **options)
@@ -151,10 +163,6 @@ def prune(
         report = sparsity_report(model, targets=targets)
         report = SparsityReport(tuple(row for row in report.layers if row[0] in masks), report.parameters)
     return Pruned(masks, report, losses)
-
-
-_MASK_OPTIONS = ("blocks", "of")
-_PASS_OPTIONS = ("block_size", "damping", "order")
 
 
 def _d_pruner(
