@@ -73,7 +73,7 @@ def score(
 
     `lossmith score corpus/ --model prior=gpt2 --ray auto --jobs 32 --out scores.parquet`
     """
-    models = _named_models(model)
+    models = named_models(model)
     if jobs < 1 or (jobs > 1 and shard is not None):
         raise InputError(f"--jobs must be at least 1, and 1 where --shard is given, got {jobs}")
     if ray is None and gpus_per_job:
@@ -133,8 +133,8 @@ def _score(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    progress = None if shard[0] != 0 else _Progress()
-    return score_corpus(corpus, _scorers(models, loading), out, shard=shard, progress=progress, **options)
+    progress = None if shard[0] != 0 else ScoreProgress()
+    return score_corpus(corpus, load_scorers(models, loading), out, shard=shard, progress=progress, **options)
 
 
 def _score_on_ray(
@@ -152,17 +152,18 @@ def _score_on_ray(
     # A folder that every machine has; a hub id is no path.
     models = {name: str(Path(path).resolve()) if Path(path).exists() else path for name, path in models.items()}
     backend = RayScoring(
-        functools.partial(_scorers, models, loading),
+        functools.partial(load_scorers, models, loading),
         workers=jobs,
         gpus=gpus,
         address=None if address == "local" else address,
     )
     # Here the models only tell what is computed.
-    scorers = _scorers(models, {**loading, "device": "cpu"})
-    return score_corpus(corpus, scorers, out, backend=backend, progress=_Progress(), **options)
+    scorers = load_scorers(models, {**loading, "device": "cpu"})
+    return score_corpus(corpus, scorers, out, backend=backend, progress=ScoreProgress(), **options)
 
 
-def _scorers(models: dict[str, str], loading: dict[str, Any]) -> dict[str, Scorer]:
+def load_scorers(models: dict[str, str], loading: dict[str, Any]) -> dict[str, Scorer]:
+    """Scorers from folders or hub ids by name; ``loading`` has ``dtype``, ``device`` and ``max_length``."""
     import torch
     import transformers
 
@@ -226,23 +227,26 @@ def _fine_tuned(model: str, target: str, out: Path, text_field: str, learning_ra
     return folder
 
 
-class _Progress:
+class ScoreProgress:
     """A line now and then; on a terminal, one that is overwritten."""
 
     def __init__(self) -> None:
         self.last = self.started = time.monotonic()
 
     def __call__(self, documents: int, tokens: int) -> None:
+        """Told the documents done, and the tokens scored (0 where there are no tokens)."""
         now = time.monotonic()
         terminal = sys.stderr.isatty()
         if now - self.last < (0.5 if terminal else 30.0):
             return
         self.last = now
-        text = f"{documents} documents, {tokens / (now - self.started):,.0f} tokens/s"
+        amount, unit = (tokens, "tokens") if tokens else (documents, "documents")
+        text = f"{documents} documents, {amount / (now - self.started):,.0f} {unit}/s"
         print(f"\r{text}  " if terminal else text, end="" if terminal else "\n", file=sys.stderr, flush=True)
 
 
-def _named_models(given: list[str]) -> dict[str, str]:
+def named_models(given: list[str]) -> dict[str, str]:
+    """Folders or hub ids by name, from ``NAME=folder`` or ``folder``."""
     models: dict[str, str] = {}
     for text in given:
         name, equals, path = text.partition("=")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from lossmith.data import Scores
 
-METHODS = ("color-filter", "conditional-only", "ngram-importance", "random")
+METHODS = ("color-filter", "conditional-only", "ngram-importance", "preselect", "random")
 
 
 @app.command()
@@ -41,11 +41,50 @@ def select(
     ] = None,
     normalize: Annotated[str, typer.Option(help="token or sum; sum favours long texts.")] = "token",
     target: Annotated[
-        str | None, typer.Option(help="Sample of the target, for ngram-importance.", show_default=False)
+        str | None,
+        typer.Option(
+            "--target",
+            "--targets",
+            help="Sample of the target, for ngram-importance; for preselect, texts by whose loss models are ranked.",
+            show_default=False,
+        ),
     ] = None,
+    models: Annotated[
+        str | None,
+        typer.Option(
+            help="For preselect: folders or hub ids, m1,m2,..., of models of different ability.", show_default=False
+        ),
+    ] = None,
+    model_scores: Annotated[
+        str | None,
+        typer.Option(
+            help="For preselect: how able they are, 31.2,40.5,..., or a JSON or YAML file; instead of --targets.",
+            show_default=False,
+        ),
+    ] = None,
+    seed_documents: Annotated[
+        int, typer.Option(help="For preselect: so many are drawn from the corpus for the models, and not selected.")
+    ] = 10_000,
+    seed_corpus: Annotated[
+        str | None,
+        typer.Option(
+            help="For preselect: seed documents of your own, instead; --scores are theirs.", show_default=False
+        ),
+    ] = None,
+    positives: Annotated[
+        str, typer.Option(help="For preselect: perfect (documents that rank all models rightly) or quantile.")
+    ] = "perfect",
+    classifier: Annotated[
+        Path | None,
+        typer.Option(
+            help="For preselect: a fastText classifier (.bin) of labels 1 and 0 that is there already.",
+            show_default=False,
+        ),
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="For preselect: processes that classify side by side.")] = 1,
     text_field: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
     domain_field: Annotated[str | None, typer.Option(help="Column that names the domain.", show_default=False)] = None,
-    seed: Annotated[int, typer.Option(help="Of random and ngram-importance.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of random, ngram-importance and preselect.")] = 0,
 ) -> None:
     """Select a part of a corpus.
 
@@ -54,10 +93,14 @@ def select(
     `lossmith select corpus.jsonl.gz --scores scores.parquet --keep 10% --out selected.jsonl.gz`
 
     `lossmith select corpus/ --method ngram-importance --target target.jsonl --tau 16 --out selected.jsonl`
+
+    `lossmith select corpus/ --method preselect --models m1,m2,m3 --targets eval.jsonl --keep 10% --out out.jsonl`
+
+    `--keep` is a share of the documents; with preselect, of their characters.
     """
     import numpy as np
 
-    from lossmith.data import read_scores, select_lowest, write_selection
+    from lossmith.data import read_scores, write_selection
 
     if method not in METHODS:
         raise InputError(f"unknown --method '{method}': {did_you_mean(method, METHODS)}")
@@ -65,19 +108,34 @@ def select(
     if sum(option is not None for option in (share, tau, number)) != 1:
         raise InputError("give exactly one of --keep, --tau and --number")
     fields: dict[str, Any] = {"text_field": text_field, "domain_field": domain_field}
-    hashes = None
+    hashes = characters = None
     if method in ("color-filter", "conditional-only"):
         if scores is None:
             raise InputError(f"--method {method} needs --scores, a table written by lossmith score")
         table = read_scores(scores)
         values, hashes = _loss_scores(table, method, marginal, conditional, normalize), table.column("hash")
+    elif method == "preselect":
+        from lossmith.cli.preselect import PreselectOptions, preselect_scores
+
+        options = PreselectOptions(
+            models=models,
+            model_scores=model_scores,
+            targets=target,
+            seed_documents=seed_documents,
+            seed_corpus=seed_corpus,
+            scores=scores,
+            classifier=classifier,
+            positives=positives,
+            jobs=jobs,
+            seed=seed,
+        )
+        log_odds, characters = preselect_scores(corpus, fields, out, options)
+        values = -log_odds
     else:
         values = _other_scores(corpus, fields, method, target, seed)
     usable = np.flatnonzero(np.isfinite(values))
-    try:
-        chosen = usable[select_lowest(values[usable], number=number, keep=share, tau=tau, batch=batch)]
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    lengths = None if characters is None else characters[usable]
+    chosen = usable[_lowest(values[usable], lengths, number, share, tau, batch)]
     done = write_selection(corpus, chosen, out, scores=values, hashes=hashes, **fields)
     typer.echo(f"kept {done.kept} of {done.candidates} documents; highest score kept: {values[chosen].max():.4f}")
     if len(usable) < len(values):
@@ -88,6 +146,26 @@ def select(
         for name, (kept, there) in done.domains.items():
             typer.echo(f"  {name or '(no domain)'}: {kept} of {there}")
     typer.echo(f"documents: {out}")
+
+
+def _lowest(
+    values: np.ndarray,
+    characters: np.ndarray | None,
+    number: int | None,
+    keep: float | None,
+    tau: float | None,
+    batch: int | None,
+) -> np.ndarray:
+    import numpy as np
+
+    from lossmith.data import character_threshold, select_lowest
+
+    try:
+        if characters is None or keep is None or batch is not None:
+            return select_lowest(values, number=number, keep=keep, tau=tau, batch=batch)
+        return np.flatnonzero(-values >= character_threshold(-values, characters, keep))
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
 def _loss_scores(

@@ -43,12 +43,12 @@ def prepare_parts(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
     parts = folder / "parts"
     if not (parts / "tokenizer" / "tokenizer_config.json").exists():
-        target, other = _passages(options)
+        target, other = passages_of_two(options)
         share, sizes = float(options["target_share"]), {name: int(options[name]) for name in PARTS}
         for name in PARTS:
             wanted = sizes[name] if name in ("target", "validation") else round(share * sizes[name])
-            rows = [Text(text, True) for text in _take(target, wanted, "target domain", name)]
-            rows += [Text(text, False) for text in _take(other, sizes[name] - wanted, "other domains", name)]
+            rows = [Text(text, True) for text in take(target, wanted, "target domain", name)]
+            rows += [Text(text, False) for text in take(other, sizes[name] - wanted, "other domains", name)]
             order = np.random.default_rng(0).permutation(len(rows))
             lines = [{"text": rows[i].text, "domain": "target" if rows[i].is_target else "other"} for i in order]
             write_text(parts / f"{name}.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
@@ -67,7 +67,7 @@ def read_part(parts: str | Path, name: str) -> list[Text]:
     return [Text(row["text"], row["domain"] == "target") for line in lines if line for row in [json.loads(line)]]
 
 
-def _passages(options: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+def passages_of_two(options: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Passages of the target domain and of the others; documents in random order, the passages of one together."""
     from lossmith.data import read_corpus
 
@@ -97,7 +97,8 @@ def _passages(options: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     return found
 
 
-def _take(texts: list[str], number: int, what: str, part: str) -> list[str]:
+def take(texts: list[str], number: int, what: str, part: str) -> list[str]:
+    """The first ``number`` of ``texts``, which are removed there; ``what`` and ``part`` are for the message."""
     if number > len(texts):
         raise InputError(
             f"the {what} of the corpus have only {len(texts)} passages left for the part '{part}', which needs "

@@ -1,0 +1,266 @@
+"""``lossmith select --method preselect``: seed documents, their losses under some models, a classifier, and its scores.
+
+Everything on the way lies in ``OUT.preselect/``; the same command continues there.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from lossmith.cli.score import ScoreProgress, load_scorers, named_models
+from lossmith.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from lossmith.data import Document, DocumentClassifier, Scores
+
+
+@dataclass(frozen=True, slots=True)
+class PreselectOptions:
+    """What the user gave; see the options of ``lossmith select``."""
+
+    models: str | None
+    model_scores: str | None
+    targets: str | None
+    seed_documents: int
+    seed_corpus: str | None
+    scores: Path | None
+    classifier: Path | None
+    positives: str
+    jobs: int
+    seed: int
+
+
+def preselect_scores(
+    corpus: str, fields: dict[str, Any], out: Path, options: PreselectOptions
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log odds of every document of the corpus (NaN for seed documents), and its characters."""
+    from lossmith.data import DocumentClassifier, classify_corpus
+    from lossmith.data.preselect import POSITIVES
+    from lossmith.training.record import locked
+
+    # Before hours of scoring.
+    if options.positives not in POSITIVES:
+        raise InputError(f"unknown --positives '{options.positives}': {did_you_mean(options.positives, POSITIVES)}")
+    if options.jobs < 1:
+        raise InputError(f"--jobs must be at least 1, got {options.jobs}")
+    held: set[int] = set()
+    if options.classifier is not None:
+        given = {"--models": options.models, "--model-scores": options.model_scores, "--scores": options.scores}
+        if named := [name for name, value in given.items() if value is not None]:
+            raise InputError(f"--classifier is ready to use: leave {', '.join(named)} out")
+        classifier = DocumentClassifier.load(options.classifier)
+    else:
+        folder = out.with_name(out.name + ".preselect")
+        with locked(folder):
+            seeds, held = _seed_documents(corpus, fields, folder, options)
+            classifier = _classifier(seeds, fields, folder, options)
+    number = itertools.count()
+
+    def progress(done: int) -> None:
+        told(done, 0)
+
+    told = ScoreProgress()
+    scores, characters = classify_corpus(
+        corpus,
+        classifier,
+        text_field=fields["text_field"],
+        jobs=options.jobs,
+        allowed=lambda document: next(number) not in held,
+        progress=progress,
+    )
+    if len(held) >= len(scores):
+        raise InputError(
+            f"all {len(scores)} documents of {corpus} are seed documents, which are not selected; take fewer by "
+            "--seed-documents, or others by --seed-corpus"
+        )
+    return scores, characters
+
+
+def _seed_documents(
+    corpus: str, fields: dict[str, Any], folder: Path, options: PreselectOptions
+) -> tuple[Path | str, set[int]]:
+    """Where the seed documents are, and their places in the corpus if they were drawn from it."""
+    from lossmith.data import read_corpus, sample_documents
+    from lossmith.data.corpus import content_key
+    from lossmith.files import read_json, write_json, write_text
+    from lossmith.training.record import differences
+
+    drawn = None
+    if options.seed_corpus is None:
+        drawn = {"documents": options.seed_documents, "seed": options.seed}
+    plan = {"corpus": content_key(corpus) or corpus, "seeds": drawn or options.seed_corpus, **fields}
+    path = folder / "seeds.jsonl"
+    if (folder / "plan.json").exists():
+        if changed := differences(read_json(folder / "plan.json"), plan):
+            raise InputError(f"{folder} was made for something else: {'; '.join(changed)}; remove it, or change --out")
+    else:
+        if drawn is not None:
+            if options.seed_documents < 2:
+                raise InputError(f"--seed-documents must be at least 2, got {options.seed_documents}")
+            sample = sample_documents(lambda: read_corpus(corpus, **fields), options.seed_documents, seed=options.seed)
+            rows = ({"text": d.text, "domain": d.domain, "index": index} for index, d in sample)
+            write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_json(folder / "plan.json", plan)
+    if drawn is None:
+        return str(options.seed_corpus), set()
+    with path.open(encoding="utf-8") as stream:
+        held = {int(json.loads(line)["index"]) for line in stream}
+    typer.echo(f"{len(held)} seed documents, held out of the selection: {path}")
+    return path, held
+
+
+def _classifier(
+    seeds: Path | str, fields: dict[str, Any], folder: Path, options: PreselectOptions
+) -> DocumentClassifier:
+    """The classifier of the seed documents, and a report on the way to it."""
+    import numpy as np
+
+    from lossmith.data import DocumentClassifier, predictive_strength, strength_labels
+    from lossmith.files import write_json
+
+    documents = _read_seeds(seeds, fields, folder)
+    names, nats, ability = _losses_and_abilities(seeds, documents, fields, folder, options)
+    order = np.argsort(-ability, kind="stable")
+    typer.echo("models, the best first: " + ", ".join(f"{names[i]} ({ability[i]:.4g})" for i in order))
+    try:
+        strength = predictive_strength(nats, ability)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        labels = strength_labels(strength, positives=options.positives, seed=options.seed)
+    for warning in caught:
+        typer.echo(f"note: {warning.message}", err=True)
+    histogram = ", ".join(f"{level:.2f}: {count}" for level, count in labels.histogram.items())
+    typer.echo(f"seed documents by predictive strength: {histogram}")
+    if labels.missing:
+        typer.echo(f"{labels.missing} seed documents have no finite loss under some model and were left out")
+    typer.echo(f"{len(labels.positives)} positives, {len(labels.negatives)} negatives")
+    texts = [document.text for document in documents]
+    positives, negatives = ([texts[i] for i in some] for some in (labels.positives, labels.negatives))
+    classifier = DocumentClassifier.fit(positives, negatives, seed=options.seed)
+    classifier.save(folder / "classifier.bin")
+    words = list(classifier.word_weights())
+    report = {
+        "models": {names[i]: float(ability[i]) for i in order},
+        "strength": {f"{level:.4f}": count for level, count in labels.histogram.items()},
+        "rule": labels.rule,
+        "positives": len(labels.positives),
+        "negatives": len(labels.negatives),
+        "missing": labels.missing,
+        "strength_of_domains": _by_domain(documents, strength),
+        "words_for": words[:30],
+        "words_against": words[::-1][:30],
+    }
+    write_json(folder / "report.json", report)
+    typer.echo(f"classifier: {folder / 'classifier.bin'}; what it goes by: {folder / 'report.json'}")
+    return classifier
+
+
+def _read_seeds(seeds: Path | str, fields: dict[str, Any], folder: Path) -> list[Document]:
+    from lossmith.data import read_corpus
+
+    own = isinstance(seeds, Path)
+    return list(read_corpus(seeds, **({"domain_field": "domain"} if own else fields)))
+
+
+def _losses_and_abilities(
+    seeds: Path | str, documents: list[Document], fields: dict[str, Any], folder: Path, options: PreselectOptions
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Names of the models, nats ``(models, seed documents)``, and how able they are."""
+    import numpy as np
+
+    from lossmith.data import bits_per_character, document_hash, read_corpus, read_scores
+
+    text_field = "text" if isinstance(seeds, Path) else fields["text_field"]
+    if options.scores is not None:
+        if options.models is not None or options.seed_corpus is None or options.model_scores is None:
+            raise InputError(
+                "--scores are losses of the documents of --seed-corpus that lossmith score has written; they need "
+                "--model-scores, and no --models"
+            )
+        table = read_scores(options.scores)
+        hashes = [document_hash(document.text) for document in documents]
+        if hashes != table.column("hash").tolist():
+            raise InputError(f"{options.scores} was not made from {options.seed_corpus} as it is; score it again")
+        names = list(table.models)
+        nats = np.stack([table.column(f"{name}/nats") for name in names])
+        return names, nats, _given_abilities(options.model_scores, names)
+    if options.models is None:
+        raise InputError("--method preselect needs --models m1,m2,... (or --classifier, or --scores)")
+    models = named_models([name.strip() for name in options.models.split(",") if name.strip()])
+    if len(models) < 2:
+        raise InputError(f"--models needs at least 2 models of different ability, got {len(models)}")
+    names, given = list(models), None
+    if options.model_scores is not None:
+        given = _given_abilities(options.model_scores, names)
+    elif options.targets is None:
+        raise InputError(
+            "--method preselect needs --targets, texts that an able model predicts well, or --model-scores"
+        )
+    rows, abilities = [], []
+    for name, model in models.items():
+        # One model in memory at a time; the targets first, since they are soon done.
+        if options.targets is not None and given is None:
+            lengths = [len(document.text) for document in read_corpus(options.targets, text_field=fields["text_field"])]
+            table = _table(options.targets, fields["text_field"], name, model, folder / f"targets.{name}.parquet")
+            bits = bits_per_character(table.column(f"{name}/nats"), lengths)
+            finite = np.isfinite(bits)
+            if not finite.any():
+                raise InputError(f"model {name} gives no document of --targets {options.targets} a finite loss")
+            abilities.append(-float(np.average(bits[finite], weights=np.array(lengths)[finite])))
+        rows.append(_table(seeds, text_field, name, model, folder / f"seeds.{name}.parquet").column(f"{name}/nats"))
+    return names, np.stack(rows), given if given is not None else np.array(abilities)
+
+
+def _table(source: Path | str, text_field: str, name: str, model: str, out: Path) -> Scores:
+    from lossmith.data import read_scores, score_corpus
+
+    scorers = load_scorers({name: model}, {"dtype": "float32", "device": "auto", "max_length": None})
+    score_corpus(source, scorers, out, text_field=text_field, progress=ScoreProgress())
+    return read_scores(out)
+
+
+def _given_abilities(text: str, names: list[str]) -> np.ndarray:
+    """Numbers in the order of the models, or a JSON or YAML file of numbers by name."""
+    import numpy as np
+    import yaml
+
+    from lossmith.files import read_utf8
+
+    path = Path(text)
+    values: list[Any]
+    if path.suffix in (".json", ".yaml", ".yml"):
+        try:
+            table = yaml.safe_load(read_utf8(path, "--model-scores"))
+        except yaml.YAMLError:
+            table = None
+        if not isinstance(table, dict) or not set(names) <= set(table):
+            raise InputError(f"--model-scores {path} must give a number for each of: {', '.join(names)}")
+        values = [table[name] for name in names]
+    else:
+        values = text.split(",")
+        if len(values) != len(names):
+            raise InputError(f"--model-scores needs one number for each of {', '.join(names)}, got {len(values)}")
+    try:
+        return np.array([float(value) for value in values])
+    except (TypeError, ValueError):
+        raise InputError(f"--model-scores must be numbers (31.2,40.5) or a JSON or YAML file, got {text!r}") from None
+
+
+def _by_domain(documents: list[Document], strength: np.ndarray) -> dict[str, float]:
+    """Mean strength of the domains, the strongest first."""
+    import numpy as np
+
+    names = np.array([document.domain for document in documents])
+    means = {name: float(np.nanmean(strength[names == name])) for name in sorted(set(names.tolist()) - {""})}
+    return dict(sorted(means.items(), key=lambda pair: -pair[1]))
