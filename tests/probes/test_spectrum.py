@@ -102,6 +102,35 @@ def test_few_rows_are_biased_and_said_so() -> None:
     assert SpectralMetrics.from_features(torch.randn(5000, 64, dtype=torch.float64)).rankme > 1.5 * found.rankme
 
 
+@pytest.mark.parametrize(("rows", "features"), [(5, 40), (40, 5), (2, 3), (30, 30)])
+def test_rankme_lies_between_one_and_what_the_rows_allow(rows: int, features: int) -> None:
+    found = SpectralMetrics.from_features(torch.randn(rows, features, dtype=torch.float64))
+    assert 1 <= found.rankme <= min(features, rows - 1) + 1e-9
+
+
+def test_the_bias_of_few_rows_is_that_of_the_digest() -> None:
+    """True alpha 1 in 256 dimensions: RankMe 74.6 of the spectrum itself, 51.6, 70.6 and 73.7 of samples."""
+    spectrum = 1 / torch.arange(1, 257, dtype=torch.float64)
+    assert rankme(spectrum) == pytest.approx(74.6, abs=0.05)
+    generator = torch.Generator().manual_seed(0)
+    ranks, alphas = [], []
+    for rows in (200, 1000, 15000):
+        drawn = torch.randn(rows, 256, generator=generator, dtype=torch.float64) * spectrum.sqrt()
+        found = SpectralMetrics.from_features(drawn)
+        ranks.append(found.rankme)
+        alphas.append(found.alpha)
+    # The first eigenvalues of a sample move RankMe by a few.
+    assert ranks == [pytest.approx(51.6, abs=4), pytest.approx(70.6, abs=4), pytest.approx(73.7, abs=2)]
+    assert alphas == [pytest.approx(1.092, abs=0.04), pytest.approx(1.019, abs=0.04), pytest.approx(1.001, abs=0.01)]
+
+
+def test_a_truncated_spectrum_is_renormalised() -> None:
+    """As in the paper's code, which keeps 2,048 components: the shares of those that are kept sum to 1."""
+    rows = torch.randn(300, 20, dtype=torch.float64) * torch.linspace(2, 0.1, 20)
+    values = SpectralMetrics.from_features(rows).eigenvalues
+    assert SpectralMetrics.from_features(rows, max_components=7).rankme == pytest.approx(rankme(values[:7]), rel=1e-12)
+
+
 def test_half_precision_and_slices_are_taken() -> None:
     rows = torch.randn(64, 40)
     expected = SpectralMetrics.from_features(rows[:, ::2].bfloat16().double()).rankme

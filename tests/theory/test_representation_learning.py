@@ -51,6 +51,14 @@ def test_singular_values_move_at_their_own_speed(seed: int) -> None:
         torch.testing.assert_close(central, speed, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_no_singular_value_moves_faster_than_the_norm_of_the_error(seed: int) -> None:
+    """|g_i| <= ||A||_2, where d sigma_i / dt = -g_i sigma_i."""
+    model = example(seed)
+    values, speed = singular_speeds(model)
+    assert bool(((speed / values).abs() <= torch.linalg.matrix_norm(error_signal(model), 2)[:, None] + 1e-12).all())
+
+
 def test_balance_is_kept() -> None:
     model = example()
     for _ in range(2000):

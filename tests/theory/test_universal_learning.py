@@ -77,6 +77,43 @@ def test_the_bound_on_a_grid(n: int, exact: float, bound: float, kl: float, nint
     assert online <= sharper <= found.value
 
 
+@pytest.mark.parametrize("n", [2, 5, 9])
+def test_the_averaged_prediction_has_the_guarantee_that_single_ones_lack(n: int) -> None:
+    """The mean of the n predictive distributions, over all texts: its risk is at most the online regret (convexity)."""
+    truth = 0.3
+    risk = 0.0
+    for bits in itertools.product((0, 1), repeat=n - 1):
+        mixture, predictions = BayesMixture(FLAT), []
+        for bit in (*bits, None):
+            predictions.append(math.exp(mixture.predictive(np.log(GRID))))
+            if bit is not None:
+                mixture.update(np.log(GRID if bit else 1 - GRID))
+        averaged = float(np.mean(predictions))
+        chance = math.prod(truth if bit else 1 - truth for bit in bits)
+        risk += chance * float(bernoulli_divergence(truth, averaged))
+    assert 0 < risk <= bernoulli_regret(truth, n, theta=GRID)[0]
+
+
+@pytest.mark.parametrize("n", [5, 20, 100])
+def test_a_truth_outside_the_class_is_measured_from_the_nearest_hypothesis(n: int) -> None:
+    """E ln(P* / Q) / n obeys the bound with E ln(P* / P_theta) for the divergence (agnostic setting)."""
+    truth = 0.34
+    divergence = bernoulli_divergence(truth, GRID)
+    excess = bernoulli_regret(truth, n, theta=GRID)[0] - divergence.min()
+    assert divergence.argmin() == 2
+    for mean_in_ball in (False, True):
+        assert excess <= regret_bound(divergence - divergence.min(), FLAT, n, mean_in_ball=mean_in_ball).value
+
+
+def test_the_ratio_of_hypotheses_matters_and_not_their_number() -> None:
+    """K of N hypotheses are the truth: the regret is at most ln(N / K) / n."""
+    for copies in (1, 100):
+        theta = np.repeat(np.r_[0.3, 0.3, 0.6, 0.7, 0.9], copies)
+        prior = np.full(len(theta), -math.log(len(theta)))
+        for n in (5, 50):
+            assert bernoulli_regret(0.3, n, theta=theta, log_prior=prior)[0] <= math.log(5 / 2) / n + 1e-12
+
+
 def test_copies_change_nothing() -> None:
     theta, prior = np.repeat(GRID, 1000), np.full(9000, -math.log(9000))
     assert bernoulli_regret(0.3, 20, theta=theta, log_prior=prior)[0] == pytest.approx(0.0405135727, abs=5e-11)
@@ -166,11 +203,24 @@ def test_the_volume_of_a_ball() -> None:
     assert math.log(inside) == pytest.approx(found, abs=2e-2)
 
 
+@pytest.mark.parametrize(("k", "n"), [(1, 50), (3, 400), (8, 10_000)])
+def test_the_best_ball_of_a_smooth_model_has_half_a_nat_per_parameter(k: int, n: int) -> None:
+    """eps^2 - ln w(eps) / n is least at eps^2 = k / 2n."""
+    f = torch.linspace(1, 5, k)
+
+    def bound(eps2: float) -> float:
+        return eps2 - log_ball_mass(f, eps2) / n
+
+    best = k / (2 * n)
+    assert all(bound(best) < bound(best * factor) for factor in (0.5, 0.99, 1.01, 2.0))
+
+
 def test_flat_directions_cost_nothing() -> None:
     few = complexity_gaussian(torch.tensor([2.0, 1.0]), 1000, 1.0)
     many = complexity_gaussian(torch.cat([torch.tensor([2.0, 1.0]), torch.full((10_000,), 1e-12)]), 1000, 1.0)
     assert many.nats == pytest.approx(few.nats, rel=1e-5)
     assert (many.directions, few.directions) == (2, 2)
+    assert few.dimension == pytest.approx(2000 / 2001 + 1000 / 1001)
     assert few.nats == pytest.approx(0.5 * (math.log(2001) + math.log(1001)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from lossmith.tasks.physics import (
     formula,
     from_function,
     infinite_well,
+    midpoints,
     solve_schrodinger,
     steps,
     table,
@@ -52,6 +54,34 @@ def test_finite_differences_on_the_infinite_well() -> None:
 def test_two_classical_methods_agree_with_the_known_levels(potential: Potential, level: float) -> None:
     assert exact_levels(potential)[0] == pytest.approx(level, rel=1e-12)
     assert finite_differences(potential).energies[0] == pytest.approx(level, rel=2e-6)
+
+
+def test_known_levels_above_the_ground_and_of_the_open_well() -> None:
+    assert exact_levels(barrier(20, 0.2), 2)[1] == pytest.approx(40.403821009129910, rel=1e-12)
+    # Its walls stand where they change the ninth digit.
+    assert exact_levels(finite_well(20, 2))[0] == pytest.approx(1.639480147533, rel=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("make", "half_width", "known"),
+    [
+        (lambda c: barrier(20, 2 * c), 0.1, 16.9449),
+        (lambda c: finite_well(20, 2 * c, (0, 1)), 0.25, 12.9749),
+    ],
+)
+def test_points_on_the_walls_would_shift_the_edges(
+    make: Callable[[float], Potential], half_width: float, known: float
+) -> None:
+    """200 points from wall to wall put the jump midway between two of them, which is not where it is."""
+    shifted = []
+    for x in (np.linspace(0, 1, 200), midpoints(make(half_width), 200).x.numpy()):
+        inside = x[np.abs(x - 0.5) < half_width]
+        edge = (inside.min() + x[x < inside.min()].max()) / 2
+        shifted.append(exact_levels(make(0.5 - edge))[0])
+    exact = exact_levels(make(half_width))[0]
+    assert shifted[0] == pytest.approx(known, abs=5e-5)
+    assert abs(shifted[0] - exact) > 1e-3 * exact
+    assert shifted[1] == pytest.approx(exact, rel=1e-12)
 
 
 def test_levels_solve_the_transcendental_equations() -> None:
