@@ -222,7 +222,7 @@ STUDY = Study(
     metric="target/loss",
     metrics=("target/loss", "auc", "purity", "kept"),
     claims=CLAIMS,
-    seeds={"smoke": 2, "quick": 3, "full": 3},
+    seeds={"smoke": 2, "quick": 5, "full": 3},
     options={
         "smoke": {
             **PARTS,
