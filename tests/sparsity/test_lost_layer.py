@@ -265,3 +265,33 @@ def test_weights_that_are_not_finite_and_other_layers_are_refused() -> None:
         SLTrainLinear.from_linear(linear(W0), 2, 0)
     with pytest.raises(ValueError, match="alpha must be a positive number"):
         SLTrainLinear.from_linear(linear(W0), 2, alpha=0)
+
+
+@pytest.mark.parametrize("shape", [(40, 24), (24, 40), (32, 32)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("complement_rank", [None, 5])
+def test_the_gram_matrix_gives_the_same_start(
+    shape: tuple[int, int], dtype: torch.dtype, complement_rank: int | None
+) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(*shape, dtype=dtype)
+    one, other = (
+        lost_start(weight, 6, 3, complement_rank=complement_rank, decomposition=kind)  # type: ignore[arg-type]
+        for kind in ("svd", "gram")
+    )
+    assert one.index.tolist() == other.index.tolist()
+    # Squaring costs half of the digits of what is small; these are not.
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-11
+    for mine, theirs in ((one.A, other.A), (one.B, other.B)):
+        torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)
+
+
+def test_the_gram_matrix_of_a_weight_of_low_rank_is_no_trouble() -> None:
+    """Components without length: finite, and the product is still the matrix."""
+    torch.manual_seed(0)
+    weight = torch.randn(20, 3, dtype=torch.float64) @ torch.randn(3, 12, dtype=torch.float64)
+    for matrix in (weight, weight.T.contiguous(), torch.zeros(5, 4, dtype=torch.float64)):
+        found = lost_start(matrix, 4, 1, choose="norm", decomposition="gram")
+        torch.testing.assert_close(found.B @ found.A.T, matrix, rtol=1e-6, atol=1e-6)
+    with pytest.raises(ValueError, match="decomposition must be 'svd' or 'gram'"):
+        lost_start(weight, 2, 1, decomposition="qr")  # type: ignore[arg-type]

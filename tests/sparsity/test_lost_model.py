@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from lossmith.errors import InputError
 from lossmith.registry import SPARSITIES
@@ -25,7 +25,7 @@ from lossmith.sparsity import (
     merge_lost,
     target_layers,
 )
-from lossmith.training.models import build_model, matmul_parameters
+from lossmith.training.models import build_model, extra_multiplications, matmul_parameters
 
 TOKENS = torch.arange(24).view(2, 12)
 
@@ -235,8 +235,34 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         load_lost(tmp_path / "lost")
     del config["lost"]["model.layers.1.mlp.up_proj"]
     path.write_text(json.dumps(config))
-    with pytest.raises(InputError, match=r"differs in model\.layers\.1\.mlp\.up_proj\.weight"):
+    with pytest.raises(InputError, match=r"size mismatch for model\.layers\.1\.mlp\.up_proj\.weight"):
         load_lost(tmp_path / "lost")
+
+
+@pytest.mark.parametrize("spec", ["lost(rank=8, density=0.1)", "cola(rank=8)", "sltrain(rank=8)"])
+def test_plain_transformers_stops_at_low_rank_layers(spec: str, tmp_path: Path) -> None:
+    """Whatever class loads them: random layers with a warning only would go unnoticed."""
+    model = llama()
+    SPARSITIES.build(spec).attach(model)
+    model.save_pretrained(tmp_path)
+    for kind in (AutoModelForCausalLM, LlamaForCausalLM, AutoModel):
+        with pytest.raises(RuntimeError, match="mismatch"):
+            kind.from_pretrained(tmp_path)
+    assert torch.equal(load_lost(tmp_path)(input_ids=TOKENS).logits, model(input_ids=TOKENS).logits)
+    # Nor does a low-rank layer take a dense matrix.
+    with pytest.raises(RuntimeError, match=r"a dense matrix \(32, 32\) in the checkpoint, a low-rank layer here"):
+        model.load_state_dict(llama().state_dict())
+
+
+def test_folders_of_earlier_versions_have_no_mark_and_load(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = llama()
+    convert_to_lost(model, rank=8, density=0.1)
+    model.save_pretrained(tmp_path)
+    kept = {n: w for n, w in load_file(tmp_path / "model.safetensors").items() if w.shape != (1,)}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert torch.equal(load_lost(tmp_path)(input_ids=TOKENS).logits, model(input_ids=TOKENS).logits)
 
 
 @pytest.mark.slow
@@ -293,6 +319,7 @@ def test_channels_come_from_the_checkpoint_not_from_the_new_weights() -> None:
         ("lost(activation=relu)", "activation must be"),
         ("lost(columns=best)", "columns must be"),
         ("lost(start=zero)", "start must be"),
+        ("lost(decomposition=qr)", "decomposition must be"),
         ("lost(sparsity=0.1)", "has no option 'sparsity'"),
         ("sltrain(density=0)", "density must be"),
         ("cola(rank=1.5)", "rank must be"),
@@ -317,3 +344,34 @@ def test_the_values_of_sltrain_count_as_parameters_of_a_product() -> None:
     SPARSITIES.build("sltrain(rank=8, density=0.1)").attach(model)
     layers = [m for m in model.modules() if isinstance(m, SLTrainLinear)]
     assert matmul_parameters(model) == sum(8 * (m.in_features + m.out_features) + m.entries for m in layers) + 50 * 32
+
+
+@pytest.mark.parametrize("spec", ["sltrain(rank=8, density=0.1)", "lost(rank=8)", "low_rank(rank=8)"])
+def test_flops_are_those_of_the_product_that_is_made(spec: str) -> None:
+    """SLTrain multiplies by the dense matrix, whatever its parameters; the others by their own."""
+    dense, model = llama(), llama()
+    SPARSITIES.build(spec).attach(model)
+    multiplied = matmul_parameters(model) + extra_multiplications(model)
+    if spec.startswith("sltrain"):
+        assert multiplied == matmul_parameters(dense) > matmul_parameters(model)
+    else:
+        assert multiplied == matmul_parameters(model)
+    assert extra_multiplications(dense) == 0
+
+
+@pytest.mark.slow
+def test_a_comparison_counts_the_flops_of_sltrain(text_folder: Path, tmp_path: Path) -> None:
+    from lossmith.studies.compare import run_compare
+    from lossmith.studies.settings import Execution, make_settings
+
+    arms = ["dense", {"sltrain": {"weights": "sltrain(rank=4)"}}, {"lost": {"weights": "lost(rank=4)"}}]
+    settings = make_settings(
+        {
+            "data": str(text_folder), "arms": arms, "model": "nano", "vocab_size": 300, "sequence_length": 16,
+            "batch_size": 2, "tokens": 64, "eval_tokens": 100, "evaluations": 1, "seeds": 1,
+        }
+    )  # fmt: skip
+    found = run_compare(settings, Execution(out=tmp_path / "out", jobs=1))
+    assert not [run.error for run in found.runs if run.error]
+    flops = {run.arm: run.cost.flops for run in found.runs}
+    assert flops["sltrain"] == flops["dense"] > flops["lost"]

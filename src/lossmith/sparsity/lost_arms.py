@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from lossmith.sparsity.lost_layer import Activation, Columns, Start, check_mix, column_count, whole_rank
+from lossmith.sparsity.lost_layer import Activation, Columns, Decomposition, Start, check_mix, column_count, whole_rank
 from lossmith.sparsity.lost_model import convert_to_lost, replace_layers
 from lossmith.sparsity.lost_sltrain import SLTrainLinear, check_places
 
@@ -36,6 +36,7 @@ def lost(
     columns: Columns = "svd",
     start: Start = "svd",
     complement_rank: int | None = None,
+    decomposition: Decomposition = "svd",
     targets: str | Sequence[str] | None = None,
 ) -> LowRank:
     """LOST: ``weights=lost(rank=0.25, density=0.01)`` in an arm; a low-rank pair and a few full columns per layer.
@@ -48,6 +49,7 @@ def lost(
         columns: chosen by ``svd``, ``norm`` or at ``random``.
         start: of the pair: ``svd`` or ``cola``.
         complement_rank: components that columns are chosen by; default: all the rest.
+        decomposition: ``svd``, or ``gram``, which is faster for random first weights.
         targets: ends of names of layers; default: all linear layers but the output layer.
 
     Raises:
@@ -66,12 +68,14 @@ def lost(
         raise ValueError(f"columns must be svd, norm or random, got {columns!r}")
     if start not in ("svd", "cola"):
         raise ValueError(f"start must be svd or cola, got {start!r}")
+    if decomposition not in ("svd", "gram"):
+        raise ValueError(f"decomposition must be svd or gram, got {decomposition!r}")
     if complement_rank is not None and (not isinstance(complement_rank, int) or complement_rank < 1):
         raise ValueError(f"complement_rank must be a whole number of at least 1 or none, got {complement_rank!r}")
     return LowRank(
         lambda model: convert_to_lost(
             model, rank, density, gamma=gamma, activation=activation, start=start, choose=columns,
-            complement_rank=complement_rank, targets=_names(targets),
+            complement_rank=complement_rank, decomposition=decomposition, targets=_names(targets),
         )
     )  # fmt: skip
 

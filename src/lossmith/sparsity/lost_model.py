@@ -15,7 +15,16 @@ import torch
 from torch import nn
 
 from lossmith.errors import InputError
-from lossmith.sparsity.lost_layer import Activation, Columns, LOSTLinear, Start, column_count, dense_weight, whole_rank
+from lossmith.sparsity.lost_layer import (
+    Activation,
+    Columns,
+    Decomposition,
+    LOSTLinear,
+    Start,
+    column_count,
+    dense_weight,
+    whole_rank,
+)
 from lossmith.sparsity.lost_sltrain import SLTrainLinear
 
 # Gradient and Adam's two moments, besides the parameter itself.
@@ -125,6 +134,7 @@ def convert_to_lost(
     start: Start = "svd",
     choose: Columns = "svd",
     complement_rank: int | None = None,
+    decomposition: Decomposition = "svd",
     targets: Sequence[str] | None = None,
 ) -> LOSTReport:
     """Replace a model's linear layers by :class:`LOSTLinear`, in place, before its optimiser is made.
@@ -143,6 +153,7 @@ def convert_to_lost(
         start: ``"svd"`` or ``"cola"``.
         choose: ``"svd"``, ``"norm"`` or ``"random"``.
         complement_rank: see :func:`lossmith.sparsity.column_scores`.
+        decomposition: ``"svd"`` or ``"gram"``, which is faster: see :func:`lossmith.sparsity.lost_start`.
         targets: ends of names (``"q_proj"``); default: all linear layers but the output layer.
 
     Raises:
@@ -157,12 +168,14 @@ def convert_to_lost(
     def replace(name: str, linear: nn.Module) -> LOSTLinear:
         return LOSTLinear.from_linear(
             linear, rank_of(name, rank), density, gamma=gamma, activation=activation, start=start, choose=choose,
-            complement_rank=complement_rank,
+            complement_rank=complement_rank, decomposition=decomposition,
         )  # fmt: skip
 
     def check(name: str, linear: nn.Module) -> None:
         outputs, inputs = dense_weight(linear).shape
         number, columns = whole_rank(rank_of(name, rank), min(outputs, inputs)), column_count(density, inputs)
+        if decomposition not in ("svd", "gram"):
+            raise ValueError(f"decomposition must be 'svd' or 'gram', got {decomposition!r}")
         if columns and choose == "svd" and number >= min(outputs, inputs):
             raise ValueError(
                 f"rank {number} leaves nothing over of a weight of {outputs} x {inputs} to choose columns by"
@@ -255,7 +268,7 @@ def load_lost(folder: str | Path, **options: Any) -> Any:
     """A causal model with low-rank layers from the folder that ``save_pretrained`` wrote.
 
     Nothing is decomposed and no column is chosen again: shapes come from ``config.json``, channels from the weights.
-    ``AutoModelForCausalLM.from_pretrained`` does not know the layers, and would leave them random with a warning.
+    ``AutoModelForCausalLM.from_pretrained`` does not know the layers, and stops at their shapes.
 
     Args:
         folder: with ``config.json`` and safetensors.

@@ -14,10 +14,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lossmith.sparsity.lost_layer import as_linear, dense_weight, whole_rank
+from lossmith.sparsity.lost_layer import NotDense, as_linear, dense_weight, whole_rank
 
 
-class SLTrainLinear(nn.Module):
+class SLTrainLinear(NotDense):
     r"""A linear layer as a low-rank pair plus weights at random places, fixed for ever.
 
     .. math:: W = s\, B A^\top + S, \qquad y = x W^\top + b
@@ -94,6 +94,15 @@ class SLTrainLinear(nn.Module):
             if layer.bias is not None and bias is not None:
                 layer.bias.copy_(bias)
         return layer.train(linear.training)
+
+    @property
+    def extra_multiplications(self) -> int:
+        """Per token, besides one for each parameter: the product is that of the dense matrix.
+
+        Making the matrix costs ``rank * in * out`` more, once per pass and not per token; it is not counted.
+        """
+        own = self.rank * (self.in_features + self.out_features) + self.entries
+        return self.in_features * self.out_features - own
 
     @property
     def columns(self) -> int:

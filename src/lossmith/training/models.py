@@ -205,6 +205,14 @@ def with_exact_norms(model: nn.Module) -> nn.Module:
     return model
 
 
+def extra_multiplications(model: nn.Module) -> int:
+    """Multiplications per token besides those of :func:`matmul_parameters`.
+
+    Of layers that multiply by a larger matrix than they have parameters: each says so in ``extra_multiplications``.
+    """
+    return sum(int(getattr(module, "extra_multiplications", 0)) for module in model.modules())
+
+
 def matmul_parameters(model: nn.Module) -> int:
     """Parameters that take part in a matrix product for every token: all matrices but input embeddings.
 

@@ -23,7 +23,7 @@ from lossmith.data.sampling import PermutationStream, Sampling, domain_numbers
 from lossmith.data.weighting import UniformWeighting, Weighting, WeightStatistics, weight_statistics
 from lossmith.files import write_text
 from lossmith.training.checkpoint import load_state, random_state, save_state, set_random_state
-from lossmith.training.models import matmul_parameters
+from lossmith.training.models import extra_multiplications, matmul_parameters
 from lossmith.training.objectives import EXAMPLE_WEIGHTS, Batch, ExampleEvaluation, Objective
 from lossmith.training.record import RunRecord, checkpoint_step, is_complete, mark_complete
 from lossmith.training.sparse_gradients import clip_sparse_gradients, has_sparse_gradients, norm_with_sparse_gradients
@@ -379,12 +379,16 @@ class Trainer(transformers.Trainer):
         return next((callback for callback in callbacks if isinstance(callback, SparsityCallback)), None)
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """``6 N`` per position: forward and backward of ``N`` active matrix parameters, without attention scores."""
+        """``6 N`` per position: forward and backward of ``N`` active matrix parameters, without attention scores.
+
+        Layers that multiply by more than their parameters add what they say.
+        """
         if self.objective is None:
             return super().floating_point_ops(inputs)
         # What an objective runs besides the model (a teacher).
         extra = getattr(self.objective, "extra_flops", None)
-        return 6 * self._parameters_multiplied() * _positions(inputs) + (extra(inputs) if extra else 0)
+        multiplied = self._parameters_multiplied() + extra_multiplications(cast(nn.Module, self.model))
+        return 6 * multiplied * _positions(inputs) + (extra(inputs) if extra else 0)
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Train; see ``transformers.Trainer.train``. A resumed run continues its record."""
