@@ -39,8 +39,36 @@ def _run(*arguments: object) -> str:
 def test_writes_a_model_with_half_of_its_weights(method: str, model: Path, tmp_path: Path) -> None:
     output = _run(model, "--method", method, "--out", tmp_path / "pruned")
     assert "50.00% of the prunable weights are zero" in output
-    assert "(1.00x): dense files hold zeros" in output
+    assert "pruned against dense, here (cpu, " in output
+    assert "(1.00x); peak memory" in output
+    assert "as large on disk, as large in memory" in output
+    assert "95% interval" in output
+    assert "none of the 8 linear layers is faster as a sparse matrix" in output
+    assert "--compact leaves them out" in output
     assert (tmp_path / "pruned" / "tokenizer.json").is_file()
+
+
+def test_a_compact_model_is_smaller_and_comes_back(model: Path, text_folder: Path, tmp_path: Path) -> None:
+    options = ("--sparsity", 0.9, "--eval", text_folder, "--texts", 4, "--max-length", 20)
+    output = _run(model, *options, "--compact", "--out", tmp_path / "small")
+    assert "smaller on disk, as large in memory" in output
+    assert "loss" in output
+    assert not list((tmp_path / "small").glob("model*.safetensors"))
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
+    _run(model, *options, "--no-measure", "--out", tmp_path / "plain")
+    _run(tmp_path / "small", "--expand", "--out", tmp_path / "again")
+    for path in (tmp_path / "plain").iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
+
+
+def test_what_cannot_be_measured_is_said_and_the_model_is_there(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lossmith.sparsity.measured_checkpoint._free_memory", lambda: 1000)
+    output = _run(model, "--out", tmp_path / "pruned")
+    assert "not measured: both models at once need about" in output
+    assert (tmp_path / "pruned" / "model.safetensors").is_file()
+    assert "faster" not in _run(model, "--no-measure", "--out", tmp_path / "other")
 
 
 def test_sweep_writes_the_curve(model: Path, text_folder: Path, tmp_path: Path) -> None:
@@ -63,7 +91,12 @@ def test_sweep_writes_the_curve(model: Path, text_folder: Path, tmp_path: Path) 
         (("--sparsity", "1"), r"--sparsity must lie in \[0, 1\)"),
         (("--targets", "some"), "--targets must be"),
         ((), "--out FOLDER"),
-        (("--eval", "x"), "--eval belongs to --sweep"),
+        (("--eval", "/nowhere/x.txt", "--out", "nowhere"), "/nowhere/x.txt"),
+        (("--plot", "x.png"), "--plot belongs to --sweep"),
+        (("--sweep", "--compact"), "--compact goes without --sweep"),
+        (("--expand",), "--out FOLDER says where the plain model goes"),
+        (("--expand", "--out", "nowhere"), "holds no compact checkpoint"),
+        (("--sparsity", "-0.1"), r"--sparsity must lie in \[0, 1\), got -0.1"),
         (("--method", "nm", "--pattern", "4:2", "--out", "nowhere"), "N < M"),
         (("--method", "nm", "--pattern", "2:5", "--out", "nowhere"), "not a multiple of 5"),
         (("--sweep",), "--sweep needs --eval"),

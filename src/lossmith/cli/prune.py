@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lossmith.cli import app
+from lossmith.cli import app, prune_ending
 from lossmith.errors import InputError
 
 # How a method is called in lossmith.sparsity. ``nm`` takes its pattern from --pattern.
@@ -56,12 +56,26 @@ def prune(
     seed: Annotated[int, typer.Option(help="Which rows.")] = 0,
     sweep: Annotated[bool, typer.Option("--sweep", help="Measure the loss at every sparsity of --grid.")] = False,
     data: Annotated[
-        str | None, typer.Option("--eval", help="Of --sweep: text, JSONL, a folder.", show_default=False)
+        str | None,
+        typer.Option(
+            "--eval", help="Text to measure the loss on: text, JSONL, a folder; without --sweep: Python's own."
+        ),
     ] = None,
     grid: Annotated[str, typer.Option(help="Of --sweep: from:to:step, or a list.")] = "0:0.9:0.1",
     tolerance: Annotated[float, typer.Option(help="Of --sweep: rise of the perplexity that is allowed.")] = 0.01,
-    texts: Annotated[int, typer.Option(help="Of --sweep: how many texts.")] = 200,
-    max_length: Annotated[int, typer.Option(help="Of --sweep: tokens of a text.")] = 512,
+    texts: Annotated[
+        int | None, typer.Option(min=1, help="Of --eval: how many texts; default 200 with --sweep, else 32.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=2, help="Of --eval: tokens of a text; default 512 with --sweep, else 128.")
+    ] = None,
+    compact: Annotated[bool, typer.Option("--compact", help="Write the model without its zeros.")] = False,
+    expand: Annotated[
+        bool, typer.Option("--expand", help="Make a plain model of one that --compact wrote; nothing is pruned.")
+    ] = False,
+    measure: Annotated[
+        bool, typer.Option(help="Measure size, memory, time and loss beside the dense model at the end.")
+    ] = True,
     plot: Annotated[Path | None, typer.Option(help="Of --sweep: a .png, .svg or .pdf.", show_default=False)] = None,
 ) -> None:
     """Remove the weights that matter least, in one step; or measure how many go for free.
@@ -74,8 +88,13 @@ def prune(
 
     `lossmith prune my_model/ --method d-pruner --calibration domain.jsonl --general general.jsonl --out pruned/`
 
+    `lossmith prune my_model/ --sparsity 0.5 --compact --out small/`
+
     `lossmith prune my_model/ --sweep --eval val.jsonl --plot curve.png`
     """
+    if expand:
+        prune_ending.expand(model, out)
+        return
     method, options = _method(method)
     if targets not in ("blocks", "all"):
         raise InputError(f"--targets must be blocks or all, got '{targets}'")
@@ -88,6 +107,9 @@ def prune(
             model, out, sparsity, method, calibration, general, text_field=text_field, samples=samples, length=length,
             pattern=pattern or ("2:4" if method == "nm" else None), targets=targets, seed=seed, **options,
         )  # fmt: skip
+        assert out is not None
+        # Its losses are those of held-out text, above.
+        prune_ending.finish(model, out, compact=compact, measure=measure, texts=0, max_length=max_length)
         return
     if calibration is not None or general is not None:
         name = "--calibration" if calibration is not None else "--general"
@@ -95,11 +117,14 @@ def prune(
     chosen = METHODS[method] or pattern or "2:4"
     try:
         if sweep:
-            _sweep(model, method, chosen, targets, data, _grid(grid), tolerance, texts, max_length, out, plot)
+            if compact:
+                raise InputError("--compact goes without --sweep, which writes no model")
+            longest = 512 if max_length is None else max_length
+            _sweep(model, method, chosen, targets, data, _grid(grid), tolerance, texts or 200, longest, out, plot)
             return
-        for name, given in (("--eval", data), ("--plot", plot)):
-            if given is not None:
-                raise InputError(f"{name} belongs to --sweep")
+        if plot is not None:
+            raise InputError("--plot belongs to --sweep")
+        prune_ending.check_text(data)
         if out is None:
             raise InputError("--out FOLDER says where the pruned model goes")
         from lossmith.sparsity import prune_checkpoint
@@ -110,12 +135,7 @@ def prune(
     except ValueError as error:
         raise InputError(str(error)) from None
     typer.echo(report.summary())
-    before, after = _size(Path(model)), _size(out)
-    typer.echo(
-        f"weights on disk: {before / 2**20:,.1f} -> {after / 2**20:,.1f} MiB ({after / before:.2f}x): dense files hold "
-        "zeros, so that it is neither smaller nor faster as it is"
-    )
-    typer.echo(f"model: {out}")
+    prune_ending.finish(model, out, compact=compact, measure=measure, data=data, texts=texts, max_length=max_length)
 
 
 def _method(text: str) -> tuple[str, dict[str, Any]]:
@@ -180,7 +200,6 @@ def _calibrated(
         )
     for quality in found.quality:
         typer.echo(quality.summary())
-    typer.echo(f"model: {out}")
 
 
 def _sweep(
@@ -247,7 +266,3 @@ def _grid(text: str) -> tuple[float, ...]:
     if len(found) < 2:
         raise InputError(f"--grid {text} has fewer than 2 sparsities")
     return found
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("model*.safetensors"))

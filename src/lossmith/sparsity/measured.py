@@ -118,8 +118,6 @@ class AgainstDense:
                 f"{self.metric} {q.dense:.4f} -> {q.sparse:.4f} ({q.change:+.4f}, 95% interval {q.low:+.4f} to "
                 f"{q.high:+.4f}, {q.examples} examples)"
             )
-        else:
-            parts.append(f"{self.metric} not measured")
         return f"{self.name} against dense, here ({self.machine}): {'; '.join(parts)}: {self.verdict}"
 
 

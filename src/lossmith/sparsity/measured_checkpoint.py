@@ -61,7 +61,7 @@ def compare_checkpoints(
     Args:
         dense, pruned: folders.
         data: text for the loss, as ``lossmith compare --data`` takes it; default: the corpus that comes with Python.
-        texts: how many.
+        texts: how many; 0: no loss.
         max_length: tokens of a text, and of the pass whose time is taken.
         file: bytes of the pruned weights on disk, if they are not those of ``pruned``.
         repeats: see :func:`~lossmith.sparsity.compare_with_dense`.
@@ -80,7 +80,7 @@ def compare_checkpoints(
     inputs, length = _inputs(before, max_length)
     evaluate, notes = None, []
     try:
-        evaluate = _evaluation(before, dense, data, texts, length)
+        evaluate = _evaluation(before, dense, data, texts, length) if texts else None
     except _NotText as reason:
         if data is not None:
             raise InputError(f"the loss on {data} cannot be measured: {reason}") from None
