@@ -10,6 +10,11 @@ import torch
 from torch import Tensor
 
 from lossmith.theory import HiddenMarkov, entropy_rate, fit_hidden_markov
+from lossmith.theory.markov_passes import Passes
+
+
+def passes(model: HiddenMarkov) -> Passes:
+    return Passes(model.start, model.transition, model.emission)
 
 
 def by_paths(model: HiddenMarkov, tokens: Tensor) -> tuple[float, Tensor, Tensor, tuple[int, ...]]:
@@ -67,7 +72,9 @@ def test_long_and_unlikely_sequences_do_not_underflow() -> None:
     found = model.log_likelihood(tokens)
     assert torch.isfinite(found).all()
     assert (found < -5000).all()
-    torch.testing.assert_close(found, model._forward_in_logarithms(tokens, torch.full((3,), 2000)), rtol=1e-11, atol=0)
+    torch.testing.assert_close(
+        found, passes(model).likelihood_in_logarithms(tokens, torch.full((3,), 2000)), rtol=1e-11, atol=0
+    )
 
 
 @pytest.mark.parametrize("sequences, length, states", [(1, 64, 1), (1, 2001, 3), (7, 65, 2), (30, 80, 8), (200, 70, 5)])
@@ -76,17 +83,53 @@ def test_every_way_to_a_likelihood_is_that_in_logarithms(sequences: int, length:
     model = HiddenMarkov.random(states, 6, concentration=0.2, seed=length)
     tokens, _ = model.sample(sequences, length, seed=1)
     whole = torch.full((sequences,), length)
-    expected = model._forward_in_logarithms(tokens, whole)
+    expected = passes(model).likelihood_in_logarithms(tokens, whole)
     for found in (
         model.log_likelihood(tokens),
-        model._by_pieces(tokens.T)[0],
-        model._by_places(tokens.T, whole)[0],
+        passes(model).likelihood_by_pieces(tokens.T)[0],
+        passes(model).likelihood_by_places(tokens.T, whole)[0],
         model.posterior(tokens).log_likelihood,
     ):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     lengths = torch.randint(1, length + 1, (sequences,), generator=torch.Generator().manual_seed(0))
-    expected = model._forward_in_logarithms(tokens, lengths)
+    expected = passes(model).likelihood_in_logarithms(tokens, lengths)
     torch.testing.assert_close(model.log_likelihood(tokens, lengths), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("sequences, length, states", [(1, 64, 1), (1, 2001, 3), (7, 65, 2), (3, 82, 5), (2, 101, 4)])
+def test_posteriors_by_pieces_are_those_in_logarithms(sequences: int, length: int, states: int) -> None:
+    model = HiddenMarkov.random(states, 6, concentration=0.2, seed=length)
+    tokens, _ = model.sample(sequences, length, seed=1)
+    whole = torch.full((sequences,), length)
+    expected, moves = passes(model).posterior_in_logarithms(tokens, whole)
+    by_pieces = passes(model).posterior_by_pieces(tokens)
+    assert by_pieces is not None
+    for likelihood, found, found_moves in (by_pieces, passes(model).posterior(tokens, whole), model.posterior(tokens)):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(found_moves, moves, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(likelihood, model.log_likelihood(tokens), rtol=1e-12, atol=0)
+    lengths = torch.randint(1, length + 1, (sequences,), generator=torch.Generator().manual_seed(0))
+    expected, moves = passes(model).posterior_in_logarithms(tokens, lengths)
+    found = model.posterior(tokens, lengths)
+    torch.testing.assert_close(found.states, expected, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(found.transitions, moves, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("length", [5, 130])
+def test_posteriors_that_underflow_are_those_in_logarithms(length: int) -> None:
+    """Tokens of probability 1e-100 in one state: four of them are below the smallest number."""
+    model = HiddenMarkov(
+        torch.tensor([0.4, 0.6], dtype=torch.float64),
+        torch.tensor([[1 - 1e-9, 1e-9], [0.0, 1.0]], dtype=torch.float64),
+        torch.tensor([[1e-100, 1 - 1e-100], [1e-110, 1 - 1e-110]], dtype=torch.float64),
+    )
+    tokens = torch.zeros(2, length, dtype=torch.long)
+    tokens[1] = 1
+    found = model.posterior(tokens)
+    assert float(found.log_likelihood[0]) == pytest.approx(math.log(0.4) + length * math.log(1e-100), rel=1e-9)
+    torch.testing.assert_close(found.states[0, :, 0], torch.ones(length, dtype=torch.float64), rtol=0, atol=1e-8)
+    torch.testing.assert_close(found.states.sum(-1), torch.ones(2, length, dtype=torch.float64))
+    assert float(found.transitions.sum()) == pytest.approx(2 * (length - 1))
 
 
 def test_a_piece_that_only_an_unlikely_state_can_explain_keeps_its_digits() -> None:
