@@ -205,6 +205,31 @@ def test_selectors_choose_what_their_definition_says() -> None:
     assert found.kept_indices[0].tolist() == sorted(answers.argsort(descending=True)[:2].tolist())
 
 
+def test_in_a_shifted_model_those_places_are_asked_that_predict_the_answer() -> None:
+    """Each token is predicted from the place before it: there its attention is."""
+    model = Toy()
+    shifted = Toy()
+    shifted.shifted = True  # type: ignore[attr-defined]
+    asked: list[slice] = []
+    for one in (model, shifted):
+        plain = one.denoise
+
+        def denoise(*arguments: Any, plain: Any = plain) -> Any:
+            def watch(layer: int, hidden: Tensor, attention: Any) -> Any:
+                def give(queries: slice) -> Tensor:
+                    asked.append(queries)
+                    logits: Tensor = attention(queries)
+                    return logits
+
+                return arguments[-1](layer, hidden, give)
+
+            return plain(*arguments[:-1], watch)
+
+        one.denoise = denoise  # type: ignore[method-assign]
+        run(one, prune="answer_attention(step=0, layer=0, keep=0.5)")
+    assert asked == [slice(-ANSWER, None), slice(-ANSWER - 1, -1)]
+
+
 def test_blocks_are_written_from_left_to_right() -> None:
     found = run(block_length=2, steps=6)
     assert torch.equal(found.committed_at // 2, torch.tensor([0, 0, 1, 1, 2, 2]).expand(3, -1))

@@ -81,12 +81,16 @@ class RedundancyPoint:
 
 @dataclass(frozen=True, slots=True)
 class RedundancyReport:
-    """Accuracy of the full model, and one point for each schedule; ``skipped`` says which could not act, and why."""
+    """The full model, and one point for each schedule; ``skipped`` says which could not act, and why.
+
+    ``accuracy``, ``exact``, ``flops`` and ``seconds`` are the full model's, the last two per question.
+    """
 
     accuracy: float
     exact: float
     questions: int
     flops: float
+    seconds: float
     visual: int
     tolerance: float
     points: tuple[RedundancyPoint, ...]
@@ -116,6 +120,7 @@ class RedundancyReport:
         for p in sorted(self.points, key=lambda p: -p.flops):
             mixture = f"{p.mixture:8.3f}" if math.isfinite(p.mixture) else " " * 7 + "-"
             mark = "  redundant" if p.redundant else ""
+            mark += "  dearer than the full model" if p.flops > 1 else ""
             lines.append(
                 f"{p.schedule:{wide}} {p.flops:6.3f} {p.seconds:6.2f} {p.accuracy:6.3f} {p.change:+7.3f} "
                 f"[{p.low:+.3f}, {p.high:+.3f}] {mixture}{mark}"
@@ -214,7 +219,15 @@ def visual_redundancy(
     points = [_point(s, run, full, runs, layers, visual, tolerance) for s, run in runs.items()]
     questions = sum(len(g.answers) for g in groups)
     return RedundancyReport(
-        full.accuracy, full.exact, questions, full.flops / questions, visual, tolerance, tuple(points), tuple(skipped)
+        accuracy=full.accuracy,
+        exact=full.exact,
+        questions=questions,
+        flops=full.flops / questions,
+        seconds=full.seconds / questions,
+        visual=visual,
+        tolerance=tolerance,
+        points=tuple(points),
+        skipped=tuple(skipped),
     )
 
 

@@ -18,7 +18,10 @@ AfterAttention = Callable[[int, Tensor, AttentionLogits | None], Tensor | None]
 
 
 class Denoiser(Protocol):
-    """What :func:`denoise_generate` needs of a model: any callable from embeddings to hidden states and logits."""
+    """What :func:`denoise_generate` needs of a model: any callable from embeddings to hidden states and logits.
+
+    A model that predicts each token from the place before it says so with ``shifted = True``.
+    """
 
     @property
     def shape(self) -> TransformerShape:

@@ -241,7 +241,10 @@ class PrunedSequence:
             )
         name, seen = self.prune.selector, self.seen
         if name == "answer_attention":
-            paid = received_by_each(attention(slice(-self.answer_length, None))[: self.batch])
+            # The places that predict the answer's tokens: those before them, where the model is shifted.
+            shift = int(getattr(self.model, "shifted", False))
+            places = slice(-self.answer_length - shift, -shift or None)
+            paid = received_by_each(attention(places)[: self.batch])
             seen.answers = paid if seen.answers is None else seen.answers + paid
         elif name == "sparsevlm":
             logits = attention(None)[: self.batch]

@@ -48,12 +48,14 @@ class ImageAnswerer:
             dictionary, for random weights; default: patches of 4 pixels.
         trunk: folder or hub id of a Llama-type language model with weights, whose tokenizer is used, or a
             configuration; default: a small one, with words as tokens.
+        tokenizer: folder or hub id of another tokenizer than the trunk's, or for a configuration.
         steps: optimiser steps.
         batch_size: questions per step.
         learning_rate: of AdamW, with a cosine schedule.
         floor: smallest masking probability, see :class:`lossmith.training.MaskedDiffusion`.
         autoregressive_share: see ``kind``.
-        stop: answers end with an end token, which the model writes; without, they are as long as is asked.
+        stop: answers are filled up with end tokens to one length, a multiple of four, and the model writes those too
+            (LLaDA's way: nobody has to know how long an answer is); ``False``: they are as long as is asked.
         max_prompt, max_answer: in tokens.
         seed: of weights, order and masks.
         width, layers: of the small trunk.
@@ -73,6 +75,7 @@ class ImageAnswerer:
         *,
         vision: str | Path | Mapping[str, Any] | None = None,
         trunk: str | Path | Mapping[str, Any] | None = None,
+        tokenizer: str | Path | None = None,
         steps: int = 1000,
         batch_size: int = 64,
         learning_rate: float = 2e-3,
@@ -91,6 +94,7 @@ class ImageAnswerer:
         self.learning_rate, self.floor, self.autoregressive_share = learning_rate, floor, autoregressive_share
         self.stop, self.max_prompt, self.max_answer, self.seed = stop, max_prompt, max_answer, seed
         self.width, self.layers, self.patch_size, self.training = width, layers, patch_size, training
+        self.tokenizer = tokenizer
 
     # ---- verbs ------------------------------------------------------------------------------------------------------
 
@@ -102,9 +106,10 @@ class ImageAnswerer:
 
         self._check(questions)
         torch.manual_seed(self.seed)
-        self.tokenizer_ = build_tokenizer(self.trunk, questions)
+        self.tokenizer_ = build_tokenizer(self.tokenizer or self.trunk, questions)
         self.model_ = build_model(self, questions)
         rows = _Rows(questions, self)
+        self.answer_length_ = rows.labels.shape[1]
         share = self.autoregressive_share if self.kind == "adapted" and not isinstance(self.trunk, str | Path) else 0.0
         first = round(share * self.steps)
         phases: list[tuple[Any, int]] = [
@@ -126,8 +131,6 @@ class ImageAnswerer:
                     **{"max_steps": steps, "lr_scheduler_type": "cosine", "weight_decay": 0.0, **self.training},
                 )
         self.model_.eval()
-        # What a token of training cost: forward and backward over image, prompt and answer.
-        self.tokens_per_example_ = self.model_.vision.tokens + rows.prompts.shape[1] + rows.labels.shape[1]
         return self
 
     def predict(self, questions: Sequence[ImageQuestion], **options: Any) -> list[str]:
@@ -213,7 +216,7 @@ class ImageAnswerer:
         self._check_fitted()
         if not questions:
             raise InputError("no questions to answer")
-        rows = _Rows(questions, self)
+        rows = _Rows(questions, self, self.answer_length_)
         by_length: dict[int, list[int]] = {}
         for number, length in enumerate((rows.labels != -100).sum(1).tolist()):
             by_length.setdefault(length, []).append(number)
@@ -221,9 +224,11 @@ class ImageAnswerer:
         for length, numbers in sorted(by_length.items()):
             for start in range(0, len(numbers), self.batch_size):
                 part = numbers[start : start + self.batch_size]
-                labels = rows.labels[part, :length]
-                counted = labels != self.tokenizer_.eos_token_id if self.stop else torch.ones_like(labels).bool()
-                found.append(AnswerGroup(tuple(questions[i] for i in part), labels, counted))
+                found.append(
+                    AnswerGroup(
+                        tuple(questions[i] for i in part), rows.labels[part, :length], rows.counted[part, :length]
+                    )
+                )
         return found
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -288,7 +293,7 @@ class ImageAnswerer:
 
 @dataclass(frozen=True, slots=True)
 class AnswerGroup:
-    """Questions whose answers have one length, the answers' ids, and which of them count (not the end)."""
+    """Questions whose answers have one length, the answers' ids, and which of them count (not what only fills up)."""
 
     questions: tuple[ImageQuestion, ...]
     answers: Tensor
@@ -307,27 +312,30 @@ class AnswerGroup:
 class _Rows:
     """Questions as tensors; prompts are filled up on the left, so that each answer follows its prompt."""
 
-    def __init__(self, questions: Sequence[ImageQuestion], system: ImageAnswerer):
+    def __init__(self, questions: Sequence[ImageQuestion], system: ImageAnswerer, length: int = 0):
         self.questions, self.size = questions, system.model_.vision.size
         self.channels = system.model_.vision.channels
         tokenizer = system.tokenizer_
         ids = [row[-system.max_prompt :] for row in _encode(tokenizer, [q.prompt for q in questions])]
-        answers = _encode(tokenizer, [q.completion for q in questions])
-        end = [tokenizer.eos_token_id] if system.stop else []
-        answers = [(row + end)[: system.max_answer] for row in answers]
+        answers = [row[: system.max_answer] for row in _encode(tokenizer, [q.completion for q in questions])]
         for number, row in enumerate(answers):
             if not row:
-                raise InputError(
-                    f"question {number + 1} ('{questions[number].prompt}') has no answer to learn or judge"
-                )
+                asked = questions[number].prompt
+                raise InputError(f"question {number + 1} ('{asked}') has no answer to learn or to judge by")
         # An empty prompt still has a token, from which a shifted model reads.
-        pad = tokenizer.pad_token_id
-        ids = [row or [tokenizer.eos_token_id] for row in ids]
+        pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+        ids = [row or [end] for row in ids]
         widest, longest = max(map(len, ids)), max(map(len, answers))
+        if system.stop:
+            # With the end; a multiple of four, so that quarters of the steps are steps.
+            longest = max(-4 * (-(longest + 1) // 4), length)
+        fill = end if system.stop else -100
         self.prompts = torch.tensor([[pad] * (widest - len(row)) + row for row in ids])
         self.real = torch.tensor([[0] * (widest - len(row)) + [1] * len(row) for row in ids])
-        self.labels = torch.tensor([row + [-100] * (longest - len(row)) for row in answers])
-        system.answer_length_ = getattr(system, "answer_length_", longest)
+        self.labels = torch.tensor([row + [fill] * (longest - len(row)) for row in answers])
+        lengths = torch.tensor([len(row) + system.stop for row in answers]).unsqueeze(1)
+        #: Which tokens are judged: the answer, and its end where it has one.
+        self.counted = torch.arange(longest) < lengths
 
     def batch(self, numbers: Sequence[int]) -> dict[str, Tensor]:
         rows = list(numbers)

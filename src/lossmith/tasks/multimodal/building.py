@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 _WORDS = 8192
 
 
-def build_tokenizer(trunk: str | Path | Mapping[str, Any] | None, questions: Sequence[ImageQuestion]) -> Any:
-    """The trunk's own tokenizer with a mask token, or one whose tokens are the words of the questions and answers."""
-    if isinstance(trunk, str | Path):
+def build_tokenizer(source: str | Path | Mapping[str, Any] | None, questions: Sequence[ImageQuestion]) -> Any:
+    """A given tokenizer with a mask token, or one whose tokens are the words of the questions and answers."""
+    if isinstance(source, str | Path):
         from lossmith.data import load_tokenizer
 
-        tokenizer: Any = load_tokenizer(trunk)
+        tokenizer: Any = load_tokenizer(source)
         if tokenizer.mask_token is None:
             tokenizer.add_special_tokens({"mask_token": "<|mask|>"})
         return tokenizer
