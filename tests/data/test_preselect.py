@@ -199,8 +199,12 @@ def test_the_sample_takes_as_many_of_each_frequent_domain() -> None:
     names = [document.domain for _, document in sample]
     assert {name: names.count(name) for name in sizes} == {"a": 10, "b": 10, "c": 7, "d": 0}
     assert sample == sample_documents(lambda: corpus, 30, domains=3, seed=3)
+    few = [document.domain for _, document in sample_documents(lambda: corpus, 30, largest_share=0.3)]
+    assert {name: few.count(name) for name in sizes} == {"a": 8, "b": 8, "c": 2, "d": 0}
     with pytest.raises(ValueError, match="at least 1"):
         sample_documents(lambda: corpus, 0)
+    with pytest.raises(ValueError, match=r"largest_share must lie in \(0, 1\], got 0"):
+        sample_documents(lambda: corpus, 1, largest_share=0)
 
 
 def test_every_document_of_a_domain_is_as_likely() -> None:

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lossmith.data import read_scores
 from lossmith.errors import InputError
-from lossmith.studies.preselect_parts import PARTS, benchmark_scores, domains, prepare_parts, read_part, scored_tokens
+from lossmith.studies.preselect_parts import PARTS, domains, model_losses, prepare_parts, read_part
 from lossmith.studies.settings import Execution
 from lossmith.studies.study import get_study, run_study
 
@@ -24,19 +23,26 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, text_folder: Path) -> dic
     """Two domains of the test corpus, a few passages of each."""
     folder = tmp_path_factory.mktemp("study")
     options = {**STUDY.options["smoke"], "data": str(text_folder), "target_domain": "numbers", "characters": 60}
-    options |= {"models": [0.0, 1.0], "model_texts": 64, "pool": 80, "seeds": 60, "target": 10, "benchmark": 8}
+    options |= {
+        "models": [0.0, 1.0],
+        "model_texts": 64,
+        "reserve": 130,
+        "pool": 80,
+        "seeds": 60,
+        "target": 10,
+        "benchmark": 8,
+    }
     options |= {"validation": 8, "batch_size": 4, "target_share": 0.2}
     return {**options, **prepare_parts(options, folder)}
 
 
 def test_the_parts_are_disjoint_and_hold_what_they_should(prepared: dict[str, Any]) -> None:
-    names = (*PARTS, "model-0", "model-1")
-    parts = {name: read_part(prepared["parts"], name) for name in names}
+    parts = {name: read_part(prepared["parts"], name) for name in PARTS}
     shares = {name: {kind: int(here.sum()) for kind, here in domains(rows)} for name, rows in parts.items()}
     assert shares["pool"] == {"target": 16, "other": 44, "junk": 20}
     assert shares["seeds"] == {"target": 12, "other": 33, "junk": 15}
-    assert shares["model-0"] == {"target": 0, "other": 64, "junk": 0}
-    assert shares["model-1"] == shares["target"] | {"target": 64}
+    assert shares["reserve"] == {"target": 65, "other": 65, "junk": 0}
+    assert shares["target"] == {"target": 10, "other": 0, "junk": 0}
     texts = [document.text for rows in parts.values() for document in rows]
     assert len(set(texts)) == len(texts)
     assert any(character.isdigit() for character in parts["target"][0].text)
@@ -50,21 +56,17 @@ def test_junk_is_other_text_in_another_order(prepared: dict[str, Any]) -> None:
     assert not any(" loss " in text and " weight " in text for text in junk)
 
 
-def test_the_model_of_the_target_is_the_abler_one_and_all_have_scored(prepared: dict[str, Any]) -> None:
-    parts = Path(prepared["parts"])
-    ability = benchmark_scores(parts)
-    assert ability[1] > ability[0]
-    assert read_scores(parts / "seeds.parquet").models == ("model-0", "model-1")
-    assert read_scores(parts / "pool.parquet").models == ("model-1",)
-    assert scored_tokens(parts)["seeds"] > 60 * 2 * 10
-
-
-def test_a_second_preparation_finds_everything_there(prepared: dict[str, Any]) -> None:
-    parts = Path(prepared["parts"])
-    before = (parts / "done.json").stat().st_mtime_ns
-    options = {name: value for name, value in prepared.items() if name != "parts"}
-    assert prepare_parts(options, parts.parent) == {"parts": str(parts)}
-    assert (parts / "done.json").stat().st_mtime_ns == before
+def test_the_model_of_the_target_is_the_abler_one_and_every_seed_has_its_own(prepared: dict[str, Any]) -> None:
+    losses, others = (model_losses(seed, prepared) for seed in (0, 1))
+    assert losses.ability[1] > losses.ability[0]
+    assert losses.seeds.shape == (2, 60)
+    assert losses.pool.shape == (80,)
+    assert losses.scored_tokens["seeds"] > 60 * 2 * 10
+    assert not np.isclose(losses.seeds, others.seeds).any()
+    done = Path(prepared["parts"]).parent / "models" / "seed-0" / "done.json"
+    written = done.stat().st_mtime_ns
+    assert np.array_equal(model_losses(0, prepared).seeds, losses.seeds)
+    assert done.stat().st_mtime_ns == written
 
 
 def test_predictive_passages_are_of_the_target(prepared: dict[str, Any], tmp_path: Path) -> None:
@@ -74,7 +76,7 @@ def test_predictive_passages_are_of_the_target(prepared: dict[str, Any], tmp_pat
     assert done.metrics["positives/target"] > 0.9
     assert np.isfinite(done.metrics["target/bpc"])
     assert done.cost.steps == 2
-    assert done.cost.scored_tokens == pytest.approx(0.8 * scored_tokens(prepared["parts"])["seeds"], abs=1)
+    assert done.cost.scored_tokens == pytest.approx(0.8 * model_losses(0, prepared).scored_tokens["seeds"], abs=1)
 
 
 @pytest.mark.slow
@@ -126,11 +128,15 @@ def test_the_full_scale_runs_on_small_models_of_ones_own(
     assert np.isfinite(done.metrics["target/bpc"])
 
 
-def test_what_is_no_model_is_one_sentence(text_folder: Path, tmp_path: Path) -> None:
-    options = {**STUDY.options["smoke"], "data": str(text_folder), "target_domain": "numbers", "characters": 60}
-    options |= {"pool": 20, "seeds": 20, "target": 2, "benchmark": 2, "validation": 2, "model_texts": 10}
+def test_what_cannot_serve_is_one_sentence(prepared: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "parts").symlink_to(prepared["parts"])
+    options = {**prepared, "parts": str(tmp_path / "parts")}
     with pytest.raises(InputError, match=r"shares of the target between 0 and 1, got 1\.5"):
-        prepare_parts({**options, "models": [0.5, 1.5]}, tmp_path)
+        model_losses(0, {**options, "models": [1.5, 0.5]})
+    with pytest.raises(InputError, match=r"is to read 70 passages of 65 \(target\); enlarge 'reserve'"):
+        model_losses(0, {**options, "models": [1.0], "model_texts": 70})
+    with pytest.raises(InputError, match="give more text, or smaller parts"):
+        prepare_parts({**options, "pool": 10**6}, tmp_path / "more")
 
 
 @pytest.mark.slow

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from lossmith.data import Document, DocumentClassifier, Scores
 
+# Of each domain: what is drawn cannot be selected.
+_LARGEST_SHARE = 0.1
+
 
 @dataclass(frozen=True, slots=True)
 class PreselectOptions:
@@ -77,11 +80,6 @@ def preselect_scores(
         allowed=lambda document: next(number) not in held,
         progress=progress,
     )
-    if len(held) >= len(scores):
-        raise InputError(
-            f"all {len(scores)} documents of {corpus} are seed documents, which are not selected; take fewer by "
-            "--seed-documents, or others by --seed-corpus"
-        )
     return scores, characters
 
 
@@ -106,7 +104,17 @@ def _seed_documents(
         if drawn is not None:
             if options.seed_documents < 2:
                 raise InputError(f"--seed-documents must be at least 2, got {options.seed_documents}")
-            sample = sample_documents(lambda: read_corpus(corpus, **fields), options.seed_documents, seed=options.seed)
+            sample = sample_documents(
+                lambda: read_corpus(corpus, **fields),
+                options.seed_documents,
+                largest_share=_LARGEST_SHARE,
+                seed=options.seed,
+            )
+            if len(sample) < 2:
+                raise InputError(
+                    f"{corpus} is too small to hold seed documents out of it (at most a tenth of each domain): give "
+                    "--seed-corpus; it may be the corpus itself"
+                )
             rows = ({"text": d.text, "domain": d.domain, "index": index} for index, d in sample)
             write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         write_json(folder / "plan.json", plan)

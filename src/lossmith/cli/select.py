@@ -63,7 +63,10 @@ def select(
         ),
     ] = None,
     seed_documents: Annotated[
-        int, typer.Option(help="For preselect: so many are drawn from the corpus for the models, and not selected.")
+        int,
+        typer.Option(
+            help="For preselect: so many are drawn for the models (at most a tenth of a domain), and not selected."
+        ),
     ] = 10_000,
     seed_corpus: Annotated[
         str | None,
@@ -139,7 +142,9 @@ def select(
     done = write_selection(corpus, chosen, out, scores=values, hashes=hashes, **fields)
     typer.echo(f"kept {done.kept} of {done.candidates} documents; highest score kept: {values[chosen].max():.4f}")
     if len(usable) < len(values):
-        typer.echo(f"{len(values) - len(usable)} documents have no finite score and were not considered")
+        typer.echo(
+            f"{len(values) - len(usable)} documents have no finite score, or were held out, and were not considered"
+        )
     quantiles = ", ".join(f"{q:.4f}" for q in np.quantile(values[usable], [0, 0.25, 0.5, 0.75, 1]))
     typer.echo(f"scores of all, from least to most by quarters: {quantiles}")
     if len(done.domains) > 1:

@@ -219,24 +219,30 @@ def character_threshold(scores: ArrayLike, characters: ArrayLike, keep: float) -
 
 
 def sample_documents(
-    read: Callable[[], Iterable[Document]], number: int, *, domains: int = 3_000, seed: int = 0
+    read: Callable[[], Iterable[Document]],
+    number: int,
+    *,
+    domains: int = 3_000,
+    largest_share: float = 1.0,
+    seed: int = 0,
 ) -> list[tuple[int, Document]]:
     """A random sample with an equal part of each of the most frequent domains (web hosts): the seed documents.
 
-    Two passes, of which the first counts the domains; in memory only the sample. A domain with fewer documents than
-    its part gives all of them; then the sample is smaller than ``number``.
+    Two passes, of which the first counts the domains; in memory only the sample. A domain that is too small for its
+    part gives what it has; then the sample is smaller than ``number``.
 
     Args:
         read: starts a pass over the corpus.
         number: of documents in the sample, over all domains.
         domains: how many of the most frequent ones take part.
+        largest_share: of the documents of a domain, to leave enough of a small one outside the sample.
         seed: of the draw.
 
     Returns:
         Documents with their positions in the corpus, in that order.
 
     Raises:
-        ValueError: ``number`` or ``domains`` is below 1.
+        ValueError: ``number`` or ``domains`` is below 1, or ``largest_share`` does not lie in (0, 1].
 
     Source: arXiv 2503.00808, section 3: 3,000 domains of 300 documents each.
 
@@ -246,10 +252,13 @@ def sample_documents(
     """
     if number < 1 or domains < 1:
         raise ValueError(f"number and domains must be at least 1, got {number} and {domains}")
+    if not 0 < largest_share <= 1:
+        raise ValueError(f"largest_share must lie in (0, 1], got {largest_share}")
+    share = Fraction(str(largest_share))
     counts = Counter(document.domain for document in read())
     frequent = sorted(counts, key=lambda name: (-counts[name], name))[: min(domains, number)]
     part, more = divmod(number, max(1, len(frequent)))
-    parts = {name: part + (place < more) for place, name in enumerate(frequent)}
+    parts = {name: min(part + (place < more), int(share * counts[name])) for place, name in enumerate(frequent)}
     generator = np.random.default_rng(seed)
     # The documents with the largest random keys are a uniform sample, whatever is still to come.
     piles: dict[str, list[tuple[float, int, Document]]] = {name: [] for name in frequent}
@@ -259,7 +268,7 @@ def sample_documents(
             continue
         if len(pile) < parts[document.domain]:
             heapq.heappush(pile, (key, index, document))
-        elif key > pile[0][0]:
+        elif pile and key > pile[0][0]:
             heapq.heapreplace(pile, (key, index, document))
     chosen = [(index, document) for pile in piles.values() for _, index, document in pile]
     return sorted(chosen, key=lambda pair: pair[0])
