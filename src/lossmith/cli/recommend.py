@@ -77,7 +77,8 @@ def fit(
     if validation:
         table, held, _ = split_interactions(table, train=1 - validation, test=0.0, least=1, seed=seed)
     if inject_noise:
-        table, noisy = noised(table, inject_noise, seed=seed)
+        others = judged.renamed(table) if judged is not None else None
+        table, noisy = noised(table, inject_noise, exclude=others, seed=seed)
         typer.echo(f"{int(noisy.sum())} false interactions added")
     recommender = Recommender(
         backbone,

@@ -63,32 +63,51 @@ class Backbone(nn.Module):
         """Scores of all items."""
         return F.embedding(users, tables[0]) @ tables[1].T
 
-    def squared_norm(self, users: Tensor, items: Tensor, negatives: Tensor) -> Float[Tensor, " batch"]:
-        """Of the embeddings that a triple has before propagation."""
-        rows = (self.users(users), self.items(items), self.items(negatives))
-        return sum((row.square().sum(-1) for row in rows[1:]), rows[0].square().sum(-1))
+    def pool_scores(
+        self,
+        tables: Tables,
+        users: Int[Tensor, "batch columns"],
+        items: Int[Tensor, "batch pool"],
+        negatives: Int[Tensor, "batch columns"],
+    ) -> tuple[Float[Tensor, "batch pool"], Float[Tensor, "batch columns"]]:
+        """Scores of a pool and of its negatives."""
+        if users.shape[1] > 1:
+            return self.score(tables, users, items), self.score(tables, users, negatives)
+        # Column by column: an array of users times pool times dim would be written to memory and read again.
+        user = F.embedding(users[:, 0], tables[0])
+        columns = [torch.linalg.vecdot(user, F.embedding(item, tables[1])) for item in items.unbind(1)]
+        negative = torch.linalg.vecdot(user, F.embedding(negatives[:, 0], tables[1]))
+        return torch.stack(columns, 1), negative.unsqueeze(1)
+
+    def triple_scores(
+        self,
+        tables: Tables,
+        users: Int[Tensor, " batch"],
+        items: Int[Tensor, " batch"],
+        negatives: Int[Tensor, " batch"],
+    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """Scores of both items, and the squared norm of the embeddings that the triple has before propagation."""
+        user, both = F.embedding(users, tables[0]), F.embedding(torch.stack([items, negatives]), tables[1])
+        scores = (user * both).sum(-1)
+        if tables[0] is not self.users.weight:
+            user, both = self.users(users), self.items(torch.stack([items, negatives]))
+        return scores[0], scores[1], user.square().sum(-1) + both.square().sum(-1).sum(0)
 
     def forward(
         self,
-        users: Int[Tensor, "batch pool"],
+        users: Int[Tensor, "batch columns"],
         items: Int[Tensor, "batch pool"],
-        negatives: Int[Tensor, "batch pool"],
+        negatives: Int[Tensor, "batch columns"],
         choose: Choose | None = None,
     ) -> Scored:
-        """Score the triples of one column of each row."""
+        """Score the triples of one column of each row; one user or negative may serve the whole row."""
         tables = self.tables()
         column = torch.zeros(len(users), dtype=torch.long, device=users.device)
         if choose is not None:
             with torch.no_grad():
-                # One user and one negative serve the whole row where they are the same for all of it.
-                column = choose(self.score(tables, users, items), self.score(tables, users, negatives))
-        user, item, negative = (_at(x, column) for x in (users, items, negatives))
-        return Scored(
-            self.score(tables, user, item),
-            self.score(tables, user, negative),
-            self.squared_norm(user, item, negative),
-            column,
-        )
+                column = choose(*self.pool_scores(tables, users, items, negatives))
+        chosen = (_at(numbers, column) for numbers in (users, items, negatives))
+        return Scored(*self.triple_scores(tables, *chosen), column)
 
 
 class MatrixFactorization(Backbone):
@@ -163,11 +182,17 @@ class NeuMF(Backbone):
         scores = [self.score(tables, user, every) for user in users]
         return torch.stack(scores) if scores else self.output.new_zeros(0, len(every))
 
-    def squared_norm(self, users: Tensor, items: Tensor, negatives: Tensor) -> Tensor:
-        """Of what adds up to the two scores."""
-        tables = self.tables()
-        both = (self.features(tables, users, items), self.features(tables, users, negatives))
-        return both[0].square().sum(-1) + both[1].square().sum(-1)
+    def pool_scores(self, tables: Tables, users: Tensor, items: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores of a pool and of its negatives."""
+        return self.score(tables, users, items), self.score(tables, users, negatives)
+
+    def triple_scores(
+        self, tables: Tables, users: Tensor, items: Tensor, negatives: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores of both items, and the squared norm of what adds up to them."""
+        both = self.features(tables, users, torch.stack([items, negatives]))
+        scores = both.sum(-1)
+        return scores[0], scores[1], both.square().sum(-1).sum(0)
 
 
 BACKBONES = ("mf", "lightgcn", "neumf")

@@ -102,6 +102,15 @@ class Interactions:
         rows, indices = keys // len(self.items), keys % len(self.items)
         return Interactions(self.users, self.items, _starts(rows, len(self.users)), indices)
 
+    def renamed(self, other: Interactions) -> Interactions:
+        """The interactions whose names ``other`` knows, by its numbers."""
+        users = {name: i for i, name in enumerate(other.users)}
+        items = {name: i for i, name in enumerate(other.items)}
+        rows = np.array([users.get(name, -1) for name in self.users], np.int64)[self.rows]
+        columns = np.array([items.get(name, -1) for name in self.items], np.int64)[self.indices]
+        known = (rows >= 0) & (columns >= 0)
+        return other.with_pairs(rows[known], columns[known])
+
     def contains(self, rows: Indices, indices: Indices) -> npt.NDArray[np.bool_]:
         """Whether each (user, item), by number, is here."""
         keys = self.rows * len(self.items) + self.indices

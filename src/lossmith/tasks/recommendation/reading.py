@@ -177,16 +177,18 @@ def _columns(
     names: Sequence[str], path: str, user: str | None, item: str | None, count: str | None
 ) -> list[int | None]:
     lowered = [name.strip().lower() for name in names]
+    for wanted in (user, item, count):
+        if wanted is not None and wanted not in names:
+            raise InputError(f"{path} has no column '{wanted}': {did_you_mean(wanted, names)}")
     found: list[int | None] = []
-    for wanted, usual, option in ((user, USER_NAMES, "user"), (item, ITEM_NAMES, "item"), (count, COUNT_NAMES, "")):
+    for wanted, usual in ((user, USER_NAMES), (item, ITEM_NAMES), (count, COUNT_NAMES)):
         if wanted is not None:
-            if wanted not in names:
-                raise InputError(f"{path} has no column '{wanted}': {did_you_mean(wanted, names)}")
             found.append(list(names).index(wanted))
         else:
             found.append(next((lowered.index(name) for name in usual if name in lowered), None))
-            if option and found[-1] is None:
-                raise InputError(f"{path} has no column of {option}s; name one of: {', '.join(names)}")
+    for place, what in zip(found, ("user", "item"), strict=False):
+        if place is None:
+            raise InputError(f"{path} has no column of {what}s; name one of: {', '.join(names)}")
     return found
 
 

@@ -370,7 +370,7 @@ class Recommender:
         table, device, tables = self._table(), self._device(), self.model_.tables()
         hidden = [table] if exclude_seen else []
         if exclude is not None:
-            hidden.append(_renamed(exclude, table))
+            hidden.append(exclude.renamed(table))
         size = max(1, BLOCK // len(table.items))
         for start in range(0, len(rows), size):
             chosen = rows[start : start + size]
@@ -406,18 +406,6 @@ def _places(names: Iterable[object], known: Sequence[str], what: str) -> npt.NDA
     if strange := next((name for name in found if name not in numbers), None):
         raise InputError(f"{what} '{strange}' is not in the training table of {len(numbers)} {what}s")
     return np.array([numbers[name] for name in found], np.int64)
-
-
-def _renamed(other: Interactions, table: Interactions) -> Interactions:
-    """The pairs of ``other`` whose names ``table`` knows, by its numbers."""
-    users, items = ({name: i for i, name in enumerate(names)} for names in (table.users, table.items))
-    pairs = [
-        (users[other.users[u]], items[other.items[i]])
-        for u, i in zip(other.rows.tolist(), other.indices.tolist(), strict=True)
-        if other.users[u] in users and other.items[i] in items
-    ]
-    rows, columns = np.array(pairs, np.int64).reshape(-1, 2).T
-    return table.with_pairs(rows, columns)
 
 
 def _finite(scores: Tensor) -> Tensor:

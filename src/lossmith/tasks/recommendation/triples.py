@@ -138,12 +138,10 @@ def _below(chance: Tensor, limit: Tensor | int) -> Tensor:
 def _subsets(chance: Float[Tensor, "batch pool"], counts: Int[Tensor, " batch"]) -> Int[Tensor, "batch pool"]:
     """Uniform subsets of ``range(count)`` by Floyd's algorithm; with replacement where the count is below the size."""
     size = chance.shape[1]
-    columns: list[Tensor] = []
-    few = counts < size
-    for j in range(size):
-        last = counts - size + j
-        found = _below(chance[:, j], torch.where(few, counts, last + 1))
-        for earlier in columns:
-            found = torch.where((found == earlier) & ~few, last, found)
-        columns.append(found)
-    return torch.stack(columns, dim=-1)
+    enough = (counts >= size).unsqueeze(-1)
+    last = counts.unsqueeze(-1) + torch.arange(-size, 0, device=counts.device)
+    found = _below(chance, torch.where(enough, last + 1, counts.unsqueeze(-1)))
+    for j in range(1, size):
+        taken = (found[:, :j] == found[:, j : j + 1]).any(-1)
+        found[:, j] = torch.where(taken & enough[:, 0], last[:, j], found[:, j])
+    return found
