@@ -38,7 +38,7 @@ def answers(wrong: int, flops: float, rows: int = 6) -> Denoised:
     when = torch.arange(LENGTH).expand(rows, -1)
     p = torch.full((rows, LENGTH, 2), math.log(0.5)) if wrong == 0 else torch.log(torch.tensor([0.25, 0.75]))
     trace = tuple(DenoisingStep(VISUAL, 0.5, 1, p.expand(rows, LENGTH, 2)) for _ in range(LENGTH))
-    return Denoised(ids, when, torch.zeros(rows, 1), flops, 1.0, trace)
+    return Denoised(ids, when, torch.zeros(rows, 1), flops, 1.0, trace, LENGTH)
 
 
 def denoise(_: Any, schedule: PruneSchedule | None) -> Denoised:
@@ -116,6 +116,20 @@ def test_no_change_is_redundant_and_a_dearer_schedule_says_so(tmp_path: Path) ->
         report.point("random")
 
 
+def test_answers_that_stop_early_do_not_move_the_places() -> None:
+    """Mid is a half of the steps that were asked for, not of those that were taken."""
+
+    def stopped(g: Any, schedule: PruneSchedule | None) -> Denoised:
+        found = denoise(g, schedule)
+        return Denoised(found.ids, found.committed_at, found.kept_indices, found.flops, 1.0, found.trace[:2], LENGTH)
+
+    report = visual_redundancy(
+        stopped, [group()], layers=2, visual=VISUAL, selectors=("random",), keeps=(0.5,), steps=("mid", "late")
+    )
+    assert [p.when for p in report.points] == ["after step 1", "after step 2"]
+    assert all(len(p.divergence) == 2 for p in report.points)
+
+
 def test_schedules_that_coincide_are_run_once_and_those_that_never_act_are_named() -> None:
     seen: list[str] = []
 
@@ -123,7 +137,7 @@ def test_schedules_that_coincide_are_run_once_and_those_that_never_act_are_named
         seen.append(str(schedule))
         found = denoise(g, schedule)
         # A loop of two steps.
-        return Denoised(found.ids, found.committed_at // 2, found.kept_indices, found.flops, 1.0, found.trace[:2])
+        return Denoised(found.ids, found.committed_at // 2, found.kept_indices, found.flops, 1.0, found.trace[:2], 2)
 
     report = visual_redundancy(
         watch,

@@ -321,6 +321,13 @@ def test_an_empty_image_and_ragged_images_are_refused() -> None:
         denoise_generate(Toy(), prompt, slice(0, 3), answer_length=2, steps=2, real=real)
 
 
+def test_a_model_that_gives_nan_is_not_believed() -> None:
+    model = Toy()
+    model.table[0] = float("nan")
+    with pytest.raises(ValueError, match="logits are NaN in step 0"):
+        run(model)
+
+
 def test_a_model_without_attention_is_told_what_is_missing() -> None:
     with pytest.raises(ValueError, match="needs attention logits"):
         run(Toy(attention=False), prune="fastv(step=0)")

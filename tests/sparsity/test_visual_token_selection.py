@@ -185,6 +185,12 @@ def test_a_schedule_is_its_text(text: str) -> None:
     assert PruneSchedule.parse(schedule.to_dict()) == schedule
 
 
+def test_dashes_are_underscores_in_a_name() -> None:
+    assert PruneSchedule.parse("answer-attention(keep=0.25)") == PruneSchedule("answer_attention", keep=0.25)
+    assert PruneSchedule.parse("one-nn") == PruneSchedule("one_nn")
+    assert PruneSchedule.parse(" none ") is None
+
+
 def test_numbers_are_rounded_as_each_method_does() -> None:
     assert PruneSchedule("fastv", keep=0.25, layer=0).number(7) == 1
     assert PruneSchedule("divprune", keep=0.25).number(7) == 2

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +13,7 @@ from lossmith.errors import InputError
 
 if TYPE_CHECKING:
     from lossmith.data import ImageQuestion
+    from lossmith.probes import RedundancyReport
     from lossmith.tasks.multimodal import ImageAnswerer
 
 visual = typer.Typer(
@@ -45,6 +47,8 @@ def fit(
     learning_rate: Annotated[
         float | None, typer.Option(help="Default: 2e-3, or 1e-4 for a given trunk.", show_default=False)
     ] = None,
+    image_size: Annotated[int, typer.Option(help="To which the default encoder has images scaled.")] = 32,
+    patch_size: Annotated[int, typer.Option(help="Of the default encoder; each patch is a visual token.")] = 4,
     width: Annotated[int, typer.Option(help="Of the small trunk.")] = 64,
     layers: Annotated[int, typer.Option(help="Of the small trunk.")] = 3,
     seed: Annotated[int, typer.Option(help="Of weights, order and masks.")] = 0,
@@ -68,7 +72,10 @@ def fit(
         learning_rate=learning_rate if learning_rate is not None else (1e-4 if trunk else 2e-3),
         width=width,
         layers=layers,
+        image_size=image_size,
+        patch_size=patch_size,
         seed=seed,
+        disable_tqdm=not sys.stderr.isatty(),
     )
     rows = _drawn_for_training(questions, steps * batch_size) or _read(questions)
     answerer.fit(rows).save_pretrained(out)
@@ -142,8 +149,10 @@ def redundancy(
         raise InputError(f"--out {out} must end in .json or .csv")
     shares = [_number(text, "--keeps") for text in _listed(keeps)]
     places = [int(text) if text.lstrip("-").isdigit() else text for text in _listed(steps)]
-    report = _load(model).redundancy(
-        _read(questions),
+    answerer, rows = _load(model), _read(questions)
+    report = _with_progress(
+        answerer,
+        rows,
         selectors=_listed(selectors),
         keeps=shares,
         steps=places,
@@ -211,6 +220,18 @@ def _load(model: str) -> ImageAnswerer:
 
     logging.set_verbosity_error()
     return ImageAnswerer.from_pretrained(model)
+
+
+def _with_progress(answerer: ImageAnswerer, rows: list[ImageQuestion], **options: Any) -> RedundancyReport:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("schedules", total=None)
+        return answerer.redundancy(
+            rows, progress=lambda done, total: progress.update(task, completed=done, total=total), **options
+        )
 
 
 def _listed(text: str) -> list[str]:

@@ -195,13 +195,13 @@ def visual_redundancy(
         raise InputError(f"tolerance must be at least 0, got {tolerance}")
     middle = layers // 2 if layer is None else layer
     wanted = _schedules(selectors, keeps, steps, middle, schedules, keep_positions)
-    full = _Runs(denoise, groups, None)
+    full = _Runs(denoise, groups)
     runs: dict[PruneSchedule, _Runs] = {}
     skipped: list[str] = []
     seen: set[Any] = set()
     for number, schedule in enumerate(wanted):
         try:
-            cuts = [schedule.cuts(steps=len(full.of(g).trace), layers=layers, visual=visual) for g in groups]
+            cuts = [schedule.cuts(steps=full.of(g).steps, layers=layers, visual=visual) for g in groups]
         except ValueError as error:
             if "never fires" not in str(error) or schedule.layer is not None:
                 raise InputError(f"{schedule}: {error}") from None
@@ -213,7 +213,7 @@ def visual_redundancy(
         if same in seen:
             continue
         seen.add(same)
-        runs[schedule] = _Runs(denoise, groups, schedule)
+        runs[schedule] = _Runs(denoise, groups, schedule, full)
         if progress is not None:
             progress(number + 1, len(wanted))
     points = [_point(s, run, full, runs, layers, visual, tolerance) for s, run in runs.items()]
@@ -257,25 +257,62 @@ def _schedules(
 
 
 class _Runs:
-    """The answers to all groups under one schedule."""
+    """The answers to all groups under one schedule; only of the full model they are kept, to compare with."""
 
     def __init__(
-        self, denoise: Callable[[Any, PruneSchedule | None], Denoised], groups: Sequence[Answers], schedule: Any
+        self,
+        denoise: Callable[[Any, PruneSchedule | None], Denoised],
+        groups: Sequence[Answers],
+        schedule: PruneSchedule | None = None,
+        full: _Runs | None = None,
     ):
         self.groups = groups
-        self.denoised = {id(group): denoise(group, schedule) for group in groups}
-        self.flops = sum(run.flops * len(run.ids) for run in self.denoised.values())
-        self.seconds = sum(run.seconds for run in self.denoised.values())
-        hits = [(self.of(g).ids[:, : g.answers.shape[1]].cpu() == g.answers) & g.counted for g in groups]
-        counts = torch.cat([g.counted.sum(1) for g in groups])
-        self.right = torch.cat([h.sum(1) for h in hits])
-        self.counts = counts
-        self.accuracy = float(self.right.sum() / counts.sum())
-        self.exact = float((self.right == counts).double().mean())
+        self.kept: dict[int, Denoised] = {}
+        self.flops = self.seconds = 0.0
+        self._sums: list[float] = []
+        self._counts: list[int] = []
+        rights = []
+        for group in groups:
+            found = denoise(group, schedule)
+            self.flops += found.flops * len(found.ids)
+            self.seconds += found.seconds
+            hits = (found.ids[:, : group.answers.shape[1]].cpu() == group.answers) & group.counted
+            rights.append(hits.sum(1))
+            if full is None:
+                self.kept[id(group)] = found
+            else:
+                self._compare(found, full.of(group))
+        self.right = torch.cat(rights)
+        self.counts = torch.cat([g.counted.sum(1) for g in groups])
+        self.accuracy = float(self.right.sum() / self.counts.sum())
+        self.exact = float((self.right == self.counts).double().mean())
 
     def of(self, group: Answers) -> Denoised:
-        """A group's answers."""
-        return self.denoised[id(group)]
+        """The full model's answers to a group."""
+        return self.kept[id(group)]
+
+    @property
+    def divergence(self) -> tuple[float, ...]:
+        """By step: mean KL(full, pruned) over the tokens that are masked in both."""
+        return tuple(s / c if c else math.nan for s, c in zip(self._sums, self._counts, strict=True))
+
+    def _compare(self, ours: Denoised, theirs: Denoised) -> None:
+        for step, (one, other) in enumerate(zip(ours.trace, theirs.trace, strict=False)):
+            if one.log_probabilities is None or other.log_probabilities is None:
+                return
+            if step == len(self._sums):
+                self._sums.append(0.0)
+                self._counts.append(0)
+            p, q = other.log_probabilities.double(), one.log_probabilities.double()
+            terms = torch.where(p > -torch.inf, p.exp() * (p - q), 0.0)
+            masked = _masked(ours, step) & _masked(theirs, step)
+            self._sums[step] += float(terms.sum(-1)[masked].sum())
+            self._counts[step] += int(masked.sum())
+
+
+def _masked(run: Denoised, step: int) -> Tensor:
+    """Which tokens were masked when a step began; what was never committed still is."""
+    return (run.committed_at >= step) | (run.committed_at < 0)
 
 
 def _point(
@@ -294,7 +331,7 @@ def _point(
     n = len(residuals)
     error = float(residuals.square().sum().sqrt() / total) * math.sqrt(n / max(1, n - 1))
     low, high = change - 1.96 * error, change + 1.96 * error
-    cuts = [schedule.cuts(steps=len(full.of(g).trace), layers=layers, visual=visual) for g in full.groups]
+    cuts = [schedule.cuts(steps=full.of(g).steps, layers=layers, visual=visual) for g in full.groups]
     start = {"selector": schedule.selector, "step": "input", "keep": schedule.keep}
     same = PruneSchedule.parse({**start, "keep_positions": schedule.keep_positions}) if schedule.keep else None
     committed, mixture = 0.0, math.nan
@@ -320,7 +357,7 @@ def _point(
         seconds=run.seconds / full.seconds,
         committed=committed,
         mixture=mixture,
-        divergence=_divergence(run, full),
+        divergence=run.divergence,
         redundant=low > -tolerance,
     )
 
@@ -339,20 +376,3 @@ def _when(schedule: PruneSchedule, step: int) -> str:
     if step < 0:
         return "input"
     return f"{'after' if schedule.layer is None else 'inside'} step {step}"
-
-
-def _divergence(run: _Runs, full: _Runs) -> tuple[float, ...]:
-    """By step: mean KL(full, pruned) over the tokens that are masked in both."""
-    longest = max(len(full.of(g).trace) for g in full.groups)
-    sums, counts = [0.0] * longest, [0] * longest
-    for group in full.groups:
-        ours, theirs = run.of(group), full.of(group)
-        for step, (one, other) in enumerate(zip(ours.trace, theirs.trace, strict=False)):
-            if one.log_probabilities is None or other.log_probabilities is None:
-                return ()
-            p, q = other.log_probabilities.double(), one.log_probabilities.double()
-            terms = torch.where(p > -torch.inf, p.exp() * (p - q), 0.0)
-            masked = (ours.committed_at >= step) & (theirs.committed_at >= step)
-            sums[step] += float(terms.sum(-1)[masked].sum())
-            counts[step] += int(masked.sum())
-    return tuple(s / c if c else math.nan for s, c in zip(sums, counts, strict=True))

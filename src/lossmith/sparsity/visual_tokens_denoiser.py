@@ -72,7 +72,8 @@ class Denoised:
         kept_indices: which of the visual tokens were there at the end.
         flops: multiply-adds per example, as :func:`denoising_flops` counts them, and the passes that only score tokens.
         seconds: of the loop.
-        trace: by step.
+        trace: by step; shorter than ``steps`` where all answers stopped.
+        steps: that were asked for.
     """
 
     ids: Int[Tensor, "batch answer"]
@@ -81,3 +82,4 @@ class Denoised:
     flops: float
     seconds: float
     trace: tuple[DenoisingStep, ...]
+    steps: int

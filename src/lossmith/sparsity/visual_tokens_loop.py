@@ -83,7 +83,7 @@ class PrunedSequence:
             self.real = torch.cat([real, torch.ones_like(self.ids, dtype=torch.bool)], dim=1)
         self.positions = self._numbered()
         self.kept = torch.arange(self.visual, device=device).expand(batch, -1)
-        self.seen, self.step, self.scoring_flops = _Seen(), 0, 0.0
+        self.seen, self.step, self.steps, self.scoring_flops = _Seen(), 0, steps, 0.0
         self.tokens: list[list[int]] = []
         self.guided = False
 
@@ -134,6 +134,8 @@ class PrunedSequence:
         self.tokens.append(self.seen.tokens if len(self.seen.tokens) == layers else [self.embeddings.shape[1]] * layers)
         if cut is not None and indices and not cut.passing:
             self._drop(indices[0])
+        if torch.isnan(logits).any():
+            raise ValueError(f"the model's logits are NaN in step {self.step}")
         if self.guided:
             conditional, unconditional = logits.chunk(2)
             logits = unconditional + (guidance + 1) * (conditional - unconditional)
@@ -328,7 +330,7 @@ class PrunedSequence:
         """Everything that was found."""
         flops = denoising_flops(self.model.shape, self.tokens) * (2 if self.guided else 1) + self.scoring_flops
         seconds = time.perf_counter() - started
-        return Denoised(self.ids, self.committed_at, self.kept, flops, seconds, tuple(trace))
+        return Denoised(self.ids, self.committed_at, self.kept, flops, seconds, tuple(trace), self.steps)
 
 
 def _sureness(logits: Tensor, masked: Tensor) -> Tensor:

@@ -167,7 +167,8 @@ class PruneSchedule:
         else:
             from lossmith.registry import parse_spec
 
-            spec = parse_spec(text.replace("-", "_") if "(" not in text else text)
+            name, bracket, rest = text.partition("(")
+            spec = parse_spec(name.replace("-", "_") + bracket + rest)
             if spec.arguments:
                 raise InputError(f"'{text}': write options by name, like {spec.name}(keep=0.5)")
             options = {"selector": spec.name, **spec.options}

@@ -216,7 +216,7 @@ def test_the_objective_is_the_loss_of_the_tokens_that_it_masked() -> None:
         for i in range(5):
             if masked[row, i]:
                 total -= torch.log_softmax(logits[row, i], -1)[inputs["labels"][row, i]].item()
-        assert float(found[row]) == pytest.approx(total / counted / float(t[row]), rel=1e-6)
+        assert found[row].item() == pytest.approx(total / counted / t[row].item(), rel=1e-6)
     assert MaskedDiffusion().target_counts(inputs).tolist() == [5, 3]
 
 

@@ -17,6 +17,7 @@ from lossmith.sparsity import Denoised, PruneSchedule, denoise_generate
 from lossmith.tasks.multimodal.model import MultimodalDiffusionModel
 
 KINDS = ("scratch", "adapted")
+_MOST_IN_MEMORY = 2**27
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ class ImageAnswerer:
         seed: of weights, order and masks.
         width, layers: of the small trunk.
         patch_size: of the default vision encoder.
+        image_size: to which it has image files scaled; tensors are taken as they are.
         **training: further ``transformers.TrainingArguments``.
 
     >>> from lossmith.data import shape_questions
@@ -88,13 +90,14 @@ class ImageAnswerer:
         width: int = 64,
         layers: int = 3,
         patch_size: int = 4,
+        image_size: int = 32,
         **training: Any,
     ):
         self.kind, self.vision, self.trunk, self.steps, self.batch_size = kind, vision, trunk, steps, batch_size
         self.learning_rate, self.floor, self.autoregressive_share = learning_rate, floor, autoregressive_share
         self.stop, self.max_prompt, self.max_answer, self.seed = stop, max_prompt, max_answer, seed
         self.width, self.layers, self.patch_size, self.training = width, layers, patch_size, training
-        self.tokenizer = tokenizer
+        self.tokenizer, self.image_size = tokenizer, image_size
 
     # ---- verbs ------------------------------------------------------------------------------------------------------
 
@@ -197,14 +200,21 @@ class ImageAnswerer:
         return AnswerScores(right / max(1, counted), exact / number, number, flops / number, seconds / number)
 
     def redundancy(self, questions: Sequence[ImageQuestion], **options: Any) -> Any:
-        """How many visual tokens these questions need: see :func:`lossmith.probes.visual_redundancy`."""
+        """How many visual tokens these questions need: see :func:`lossmith.probes.visual_redundancy`.
+
+        Divergences are left out where the full model's distributions would take more than half a gigabyte.
+        """
         from lossmith.probes import visual_redundancy
 
         groups = self.groups(questions)
 
+        # The full model's distributions of every step are kept, to compare with.
+        numbers = sum(g.answers.numel() * g.length for g in groups) * self.model_.lm_head.out_features
+        kept = numbers <= _MOST_IN_MEMORY
+
         def denoise(group: AnswerGroup, schedule: PruneSchedule | None) -> Denoised:
             return self.denoise(
-                group.questions, answer_length=group.length, prune=schedule, keep_log_probabilities=True
+                group.questions, answer_length=group.length, prune=schedule, keep_log_probabilities=kept
             )
 
         return visual_redundancy(
@@ -356,9 +366,11 @@ def pixels_of(images: Sequence[Path | Tensor], size: int, channels: int) -> Tens
     """Pixels in [0, 1] of one size and number of channels; files are scaled, tensors must fit."""
     from lossmith.data.images import PixelsOnDisk
 
+    files = [image for image in images if isinstance(image, Path)]
+    read = iter(PixelsOnDisk(files, size)[range(len(files))] if files else ())
     found = []
     for image in images:
-        pixels = image if isinstance(image, Tensor) else PixelsOnDisk([image], size)[[0]][0]
+        pixels = image if isinstance(image, Tensor) else next(read)
         if pixels.ndim != 3 or pixels.shape[1:] != (size, size):
             raise InputError(f"images must be of {size} x {size} pixels, got {tuple(pixels.shape)}")
         if pixels.shape[0] != channels:

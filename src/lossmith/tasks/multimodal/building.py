@@ -91,7 +91,7 @@ def _vision(
     sizes = {tuple(q.image.shape) for q in questions if isinstance(q.image, Tensor)}
     if len(sizes) > 1:
         raise InputError(f"images must all have one shape, got {sorted(sizes)[:3]}; or give a vision configuration")
-    channels, size, wide = sizes.pop() if sizes else (3, 32, 32)
+    channels, size, wide = sizes.pop() if sizes else (3, system.image_size, system.image_size)
     if size != wide:
         raise InputError(f"images must be square, got {size} x {wide}")
     config = {
