@@ -38,11 +38,13 @@ if TYPE_CHECKING:
     from .magnitude_files import StoredWeights, open_weights, prune_checkpoint
     from .masks import Prunable, magnitude_masks, prunable_weights
     from .measured import AgainstDense, Footprint, QualityChange, compare_with_dense, file_bytes
+    from .measured_checkpoint import CheckpointComparison, compare_checkpoints
     from .one_shot import Pruned, prune
     from .one_shot_text import PrunedLanguageModel, TextQuality, prune_language_model
     from .optimal_brain_surgeon import Surgery, sparsegpt, surgeon
     from .pretraining import ComputeSchedule, Dense, SparsePretraining, dense, sparse_pretraining
     from .schedule import PruningSchedule
+    from .semi_structured import is_two_of_four, to_semi_structured
     from .sparse_linear import SparseLayers, SparseLinear, to_dense_linear, to_sparse_linear
     from .threshold import KthSmallest
     from .visual_tokens import prune_visual_tokens
@@ -163,12 +165,15 @@ _HOMES = {
     "compact": ("CompactReport", "expand_compact", "is_compact", "load_compact", "save_compact"),
     "measured": ("AgainstDense", "Footprint", "QualityChange", "compare_with_dense", "file_bytes"),
     "sparse_linear": ("SparseLayers", "SparseLinear", "to_dense_linear", "to_sparse_linear"),
+    "semi_structured": ("is_two_of_four", "to_semi_structured"),
+    "measured_checkpoint": ("CheckpointComparison", "compare_checkpoints"),
     # The arithmetic of the compute is the law's.
     "lossmith.laws.sparse_compute": ("average_density", "step_fractions", "steps_for_compute"),
 }
 
 __all__ = [
     "AgainstDense",
+    "CheckpointComparison",
     "CompactReport",
     "ComputeSchedule",
     "Denoised",
@@ -210,6 +215,7 @@ __all__ = [
     "calibration_rows",
     "cola",
     "column_scores",
+    "compare_checkpoints",
     "compare_with_dense",
     "convert_to_lost",
     "decode_flops",
@@ -226,6 +232,7 @@ __all__ = [
     "general_importance",
     "importance_masks",
     "is_compact",
+    "is_two_of_four",
     "load_causal_model",
     "load_compact",
     "load_lost",
@@ -265,6 +272,7 @@ __all__ = [
     "text_batches",
     "text_evaluation",
     "to_dense_linear",
+    "to_semi_structured",
     "to_sparse_linear",
     "transfer_counts",
     "visual_flops",
