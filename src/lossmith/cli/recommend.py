@@ -15,6 +15,10 @@ recommend = typer.Typer(
 app.add_typer(recommend, name="recommend")
 
 LAYOUT = typer.Option(help="pairs, counts, lists (user item item ...) or auto.")
+USER = typer.Option(help="Name of the user's column.", show_default=False)
+ITEM = typer.Option(help="Name of the item's column.", show_default=False)
+COUNT = typer.Option(help="Name of the count's column.", show_default=False)
+LEAST = typer.Option(help="Leave out interactions with a smaller count or rating.", show_default=False)
 K = typer.Option("--k", help="Recall and NDCG at these; several times.")
 
 
@@ -31,12 +35,10 @@ def fit(
         float, typer.Option(help="Share of each user's items by which the best epoch is chosen; 0: the last epoch.")
     ] = 0.0,
     layout: Annotated[str, LAYOUT] = "auto",
-    user_col: Annotated[str | None, typer.Option(help="Name of the user's column.", show_default=False)] = None,
-    item_col: Annotated[str | None, typer.Option(help="Name of the item's column.", show_default=False)] = None,
-    count_col: Annotated[str | None, typer.Option(help="Name of the count's column.", show_default=False)] = None,
-    least: Annotated[
-        float | None, typer.Option(help="Leave out interactions with a smaller count or rating.", show_default=False)
-    ] = None,
+    user_col: Annotated[str | None, USER] = None,
+    item_col: Annotated[str | None, ITEM] = None,
+    count_col: Annotated[str | None, COUNT] = None,
+    least: Annotated[float | None, LEAST] = None,
     backbone: Annotated[str, typer.Option(help="mf, lightgcn or neumf.")] = "mf",
     loss: Annotated[str, typer.Option(help="bpr or bce.")] = "bpr",
     denoise: Annotated[
@@ -148,6 +150,10 @@ def evaluate(
     test: Annotated[Path, typer.Argument(help="Table of held-out interactions.")],
     k: Annotated[list[int] | None, K] = None,
     layout: Annotated[str, LAYOUT] = "auto",
+    user_col: Annotated[str | None, USER] = None,
+    item_col: Annotated[str | None, ITEM] = None,
+    count_col: Annotated[str | None, COUNT] = None,
+    least: Annotated[float | None, LEAST] = None,
     ndcg: Annotated[str, typer.Option(help="truncated (TREC's) or released (the paper's code).")] = "truncated",
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
@@ -161,6 +167,6 @@ def evaluate(
     from lossmith.tasks.recommendation import Recommender
     from lossmith.tasks.recommendation.reading import read_interactions
 
-    judged = read_interactions(test, layout=layout)
+    judged = read_interactions(test, layout=layout, user=user_col, item=item_col, count=count_col, least=least)
     scores = Recommender.from_pretrained(recommender).evaluate(judged, k or (20, 50), ndcg=ndcg)  # type: ignore[arg-type]
     typer.echo(json.dumps(dataclasses.asdict(scores)) if as_json else scores.summary())

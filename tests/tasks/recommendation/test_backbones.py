@@ -67,7 +67,9 @@ def test_matrix_factorisation_starts_small_and_is_a_product() -> None:
     model = MatrixFactorization(300, 200, 16)
     assert float(model.users.weight.detach().std()) == pytest.approx(0.1, rel=0.05)
     found = model.score(model.tables(), torch.tensor([3]), torch.tensor([7]))
-    assert float(found) == pytest.approx(float(model.users.weight[3] @ model.items.weight[7]), abs=1e-6)
+    assert float(found.detach()) == pytest.approx(
+        float((model.users.weight[3] @ model.items.weight[7]).detach()), abs=1e-6
+    )
     norm = model.triple_scores(model.tables(), *(torch.tensor([i]) for i in (3, 7, 8)))[2]
     rows = torch.stack([model.users.weight[3], model.items.weight[7], model.items.weight[8]])
     assert float(norm) == pytest.approx(float(rows.square().sum()), rel=1e-6)

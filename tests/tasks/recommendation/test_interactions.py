@@ -42,6 +42,8 @@ def test_repeated_interactions_count_once() -> None:
     assert table.contains(np.array([0, 1, 1]), np.array([1, 1, 0])).tolist() == [True, False, True]
     with pytest.raises(InputError, match="same length, got 1 and 2"):
         Interactions.from_pairs("a", "xy")
+    with pytest.raises(InputError, match="the item of interaction 1 is missing"):
+        Interactions.from_pairs("ab", [1.0, math.nan])
     with pytest.raises(InputError, match="no interactions"):
         Interactions.from_pairs([], [])
     with pytest.raises(InputError, match="item 'z' is not in the given list"):
@@ -62,6 +64,7 @@ EXPECTED = {("u1", "i9"), ("u1", "i2"), ("u2", "i9")}
         ("lists.txt", "u1 i9 i2\nu2 i9\n"),
         ("comma.csv", "u1,i9\nu1,i2\nu2,i9\n"),
         ("header.csv", "userId,itemId,rating\nu1,i9,3\nu1,i2,1\nu2,i9,2\n"),
+        ("swapped.csv", "rating,item_id,user_id\n3,i9,u1\n1,i2,u1\n2,i9,u2\n"),
         ("mark.csv", "\ufeffuser_id,item_id\nu1,i9\nu1,i2\nu2,i9\n"),
         ("quoted.csv", 'user,item,note\nu1,i9,"a, b"\nu1,i2,c\nu2,i9,d\n'),
         ("users.json", json.dumps({"u1": ["i9", "i2"], "u2": ["i9"], "u3": []})),
@@ -140,6 +143,8 @@ def test_a_split_is_by_user_and_loses_nothing() -> None:
     assert whole == {p for p in pairs(table) if p[0] != "c"}
     assert not pairs(train) & pairs(test)
     assert pairs(split_interactions(table, seed=4)[0]) != pairs(train)
+    one = Interactions.from_pairs("abb", "xxy")
+    assert [len(p) for p in split_interactions(one, train=0.5, test=0.0, least=1)] == [2, 1, 0]
     with pytest.raises(InputError, match="no user has 30 interactions"):
         split_interactions(table, least=30)
     with pytest.raises(InputError, match="sum is at most 1"):

@@ -171,6 +171,16 @@ def test_users_and_items_that_are_not_known() -> None:
         recommender.evaluate(FEEDBACK.test, k=(0,))
 
 
+def test_users_without_training_interactions_are_not_guessed_at() -> None:
+    cold = Interactions.from_pairs("aab", "xyx", known_users="abc", known_items="xyz")
+    recommender = Recommender(**FAST).fit(cold)  # type: ignore[arg-type]
+    assert set(recommender.recommend().user) == {"a", "b"}
+    with pytest.raises(InputError, match="user 'c' has no training interactions"):
+        recommender.recommend(["c"])
+    scores = recommender.evaluate(Interactions.from_pairs("bc", "yy"), k=(2,))
+    assert (scores.users, scores.skipped_users) == (1, 1)
+
+
 def test_suspicion_is_a_rank_within_the_user() -> None:
     recommender = Recommender(denoise="plain", **FAST).fit(FEEDBACK.train)  # type: ignore[arg-type]
     found = recommender.interaction_losses()
@@ -193,7 +203,8 @@ def test_suspicion_is_a_rank_within_the_user() -> None:
         ({"backbone": "lightgnc"}, "did you mean 'lightgcn'"),
         ({"loss": "bpe"}, "did you mean 'bpr'"),
         ({"denoise": "personal(tau=-1)"}, "tau must be > 0"),
-        ({"layers": -1}, "layers must be an integer >= 0"),
+        ({"layers": -1}, "layers must be an integer between 0 and 100, got -1"),
+        ({"seed": -1}, "seed must be an integer between 0"),
         ({"l2": -1}, "l2 must be a finite number"),
     ],
 )

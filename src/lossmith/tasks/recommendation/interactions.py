@@ -59,7 +59,7 @@ class Interactions:
         Raises:
             InputError: no interactions, columns of different lengths, or a name that is not in a given list.
         """
-        user_names, item_names = [str(u) for u in users], [str(i) for i in items]
+        user_names, item_names = _names(users, "user"), _names(items, "item")
         if len(user_names) != len(item_names):
             raise InputError(
                 f"users and items must have the same length, got {len(user_names)} and {len(item_names)} entries"
@@ -136,6 +136,15 @@ def unused_items(items: Indices, ranks: Indices) -> Indices:
     """
     # items[i] - i numbers lie below items[i] without being among them.
     return ranks + np.searchsorted(items - np.arange(len(items)), ranks, side="right")
+
+
+def _names(given: Iterable[object], what: str) -> list[str]:
+    names = []
+    for place, name in enumerate(given):
+        if name is None or name != name:  # NaN, as pandas has it
+            raise InputError(f"the {what} of interaction {place} is missing")
+        names.append(str(name))
+    return names
 
 
 def _numbered(names: list[str], known: Sequence[str] | None, what: str) -> tuple[Indices, tuple[str, ...]]:

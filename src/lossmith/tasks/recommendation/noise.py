@@ -19,7 +19,7 @@ def split_interactions(
 
     Args:
         interactions: of users, all of whom keep their numbers.
-        train: share of each user's items, rounded down.
+        train: share of each user's items, rounded down, but at least one.
         test: share of each user's items, rounded down.
         least: users with fewer items are left out of all parts.
         seed: of the split.
@@ -41,7 +41,7 @@ def split_interactions(
     place = np.arange(len(rows)) - interactions.indptr[rows]
     n = counts[rows]
     # A product such as 0.7 * 10 must not fall below the whole number that it is.
-    n_train, n_test = np.floor(train * n + 1e-9), np.floor(test * n + 1e-9)
+    n_train, n_test = np.maximum(np.floor(train * n + 1e-9), 1), np.floor(test * n + 1e-9)
     part = np.where(place < n_train, 0, np.where(place < n_train + n_test, 2, 1))
     part[n < least] = -1
     items = interactions.indices[order]

@@ -108,7 +108,7 @@ def _from_text(path: Path, layout: str, user: str | None, item: str | None, coun
     separator = next((mark for mark in ("\t", ",") if mark in lines[0][1]), None)
     cells = [(n, _cells(line, separator)) for n, line in lines]
     first = [cell.lower() for cell in cells[0][1]]
-    if user or item or count or (len(first) > 1 and first[0] in USER_NAMES and first[1] in ITEM_NAMES):
+    if user or item or count or (set(first) & set(USER_NAMES) and set(first) & set(ITEM_NAMES)):
         names = cells.pop(0)[1]
         columns = _columns(names, str(path), user, item, count)
         if layout == "pairs":

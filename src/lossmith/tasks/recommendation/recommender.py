@@ -134,7 +134,7 @@ class Recommender:
         """The best ``k`` items of each user: columns ``user``, ``item``, ``score``, ``rank`` (from 1).
 
         Args:
-            users: by name; default: all.
+            users: by name; default: all with training interactions.
             k: at most so many; fewer where the user has used nearly all.
             exclude_seen: leave out the items of the training table.
             exclude: leave out these, too.
@@ -142,7 +142,7 @@ class Recommender:
         table = self._table()
         if k < 1:
             raise InputError(f"k must be at least 1, got {k}")
-        rows = np.arange(len(table.users)) if users is None else self._rows(users)
+        rows = np.flatnonzero(table.counts) if users is None else self._rows(users)
         parts = [
             pd.DataFrame(
                 {
@@ -196,7 +196,7 @@ class Recommender:
             wanted = [test.items[i] for i in test.items_of(u)]
             if not wanted:
                 continue
-            if name not in rows:
+            if name not in rows or not table.counts[rows[name]]:
                 skipped += 1
                 continue
             seen = set(table.items_of(rows[name]).tolist())
@@ -257,7 +257,10 @@ class Recommender:
         )
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``model.safetensors``, ``interactions.safetensors``, ``names.json`` and, last, ``config.json``."""
+        """Write ``model.safetensors``, ``interactions.safetensors``, ``names.json`` and, last, ``config.json``.
+
+        Settings that are objects (your own ``denoise``) and those of the Trainer are not saved.
+        """
         from safetensors.numpy import save_file as save_arrays
         from safetensors.torch import save_file
 
@@ -322,8 +325,10 @@ class Recommender:
                 raise InputError(f"{name} must be a finite number >= 0, got {value!r}")
         if self.backbone not in BACKBONES:
             make_backbone(self.backbone, Interactions.from_pairs("a", "x"), 1)
-        if not isinstance(self.layers, int) or self.layers < 0:
-            raise InputError(f"layers must be an integer >= 0, got {self.layers!r}")
+        for name, limit in (("layers", 100), ("seed", 2**32 - 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= limit:
+                raise InputError(f"{name} must be an integer between 0 and {limit}, got {value!r}")
 
     def _train(self, objective: ImplicitFeedback, steps_per_epoch: int, callbacks: list[Any]) -> int:
         import transformers
@@ -392,7 +397,11 @@ class Recommender:
         return self.model_.users.weight.device
 
     def _rows(self, users: Iterable[object]) -> npt.NDArray[np.int64]:
-        return _places(users, self._table().users, "user")
+        table = self._table()
+        rows = _places(users, table.users, "user")
+        if (cold := rows[table.counts[rows] == 0]).size:
+            raise InputError(f"user '{table.users[cold[0]]}' has no training interactions")
+        return rows
 
     def _columns(self, items: Iterable[object]) -> npt.NDArray[np.int64]:
         return _places(items, self._table().items, "item")
