@@ -139,6 +139,7 @@ def test_long_and_unlikely_sentences_do_not_underflow() -> None:
     tokens = torch.zeros(2, 60, dtype=torch.long)
     expected = 59 * (math.log(1e-3) + math.log(1e-6)) + math.log(0.999)
     assert grammar.log_likelihood(tokens).tolist() == pytest.approx([expected] * 2, rel=1e-12)
+    assert grammar.next_word(tokens[:1], max_length=60).tolist() == [[0.0, 0.0, 1.0]]
     impossible = PCFG.from_rules(["S A A 1", "A a 0.5", "A b 0.5"])
     assert impossible.log_likelihood(torch.zeros(1, 3, dtype=torch.long)).item() == -math.inf
     torch.testing.assert_close(

@@ -168,7 +168,9 @@ class PCFG:
         for part, end in zip(self._parts(prefixes, max_length), self._parts(ends, max_length), strict=True):
             stops = torch.zeros(len(part), dtype=torch.float64)
             if done == max_length:
-                found.append((torch.zeros(len(part), len(self.words)), self.inside(part)[:, 0].exp()))
+                # Nothing but the end is left; the probability itself may be too small for a number.
+                possible = torch.isfinite(self.inside(part)[:, 0])
+                found.append((torch.zeros(len(part), len(self.words)), possible.double()))
                 continue
             choice = torch.ones(len(part), len(self.words), dtype=torch.float64, requires_grad=True)
             leaves = self._leaves(part, end, max_length)
