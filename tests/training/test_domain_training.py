@@ -12,7 +12,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 from lossmith.data import PackedCollator, PaddedCollator, TemperatureSampler, prepare
-from lossmith.data.sampling import Sampling, domain_parts, temperature
+from lossmith.data.sampling import Sampling, domain_parts, domains_of, temperature
 from lossmith.data.temperature import Cooldown, scalarization_weights, temperature_probabilities
 from lossmith.data.weighting import Scalarization, Weighting, scalarization
 from lossmith.training import NextToken, Trainer
@@ -106,7 +106,9 @@ def test_batches_are_those_of_the_sampler_and_switch_at_an_optimiser_step(corpus
         corpus, tmp_path, collator=Spy(0), sampler=temperature(Cooldown(5, 1, switch=3)),
         per_device_train_batch_size=2, gradient_accumulation_steps=4,
     )  # fmt: skip
-    expected = TemperatureSampler(domain_parts(rows), Cooldown(5, 1, switch=3), total=48, batch_size=8, seed=3)
+    expected = TemperatureSampler(
+        domain_parts(domains_of(rows)), Cooldown(5, 1, switch=3), total=48, batch_size=8, seed=3
+    )
     assert seen == [rows[i]["index"] for i in expected]
 
 

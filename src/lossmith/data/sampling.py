@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -38,6 +38,7 @@ __all__ = [
     "Unimax",
     "cooldown",
     "domain_parts",
+    "domains_of",
     "shuffled",
     "temperature",
     "unimax",
@@ -240,7 +241,7 @@ class TemperatureSampling:
 
     def draw(self, dataset: Any, *, steps: int, batch_size: int, seed: int) -> TemperatureSampler:
         """See :class:`Sampling`."""
-        parts = domain_parts(dataset if self.domains is None else self.domains)
+        parts = domain_parts(domains_of(dataset) if self.domains is None else self.domains)
         return TemperatureSampler(parts, self.tau, total=steps * batch_size, batch_size=batch_size, seed=seed)
 
 
@@ -257,7 +258,7 @@ class Unimax:
 
     def draw(self, dataset: Any, *, steps: int, batch_size: int, seed: int) -> DomainSampler:
         """See :class:`Sampling`."""
-        parts = domain_parts(dataset if self.domains is None else self.domains)
+        parts = domain_parts(domains_of(dataset) if self.domains is None else self.domains)
         shares = unimax_probabilities([len(part) for part in parts], steps * batch_size, epochs=self.epochs)
         return DomainSampler(parts, lambda step: shares, total=steps * batch_size, batch_size=batch_size, seed=seed)
 
@@ -326,29 +327,35 @@ def unimax_probabilities(sizes: Sequence[float], budget: float, *, epochs: float
     return values / values.sum()
 
 
-def domain_parts(data: Any) -> list[np.ndarray]:
+def domain_parts(numbers: Any) -> list[np.ndarray]:
     """The indices of each domain that occurs, in the order of the domains' numbers.
 
     Args:
-        data: the number of each example's domain, or a data set with a column ``domain``.
+        numbers: the number of each example's domain.
+
+    Raises:
+        ValueError: something else.
+    """
+    found = _checked(numbers)
+    return [np.flatnonzero(found == number) for number in np.unique(found).tolist()]
+
+
+def domains_of(dataset: Any) -> np.ndarray:
+    """The number of each example's domain: the column ``domain`` of a Hugging Face data set or of a list of rows.
 
     Raises:
         ValueError: there is no such column.
     """
-    numbers = domain_numbers(data)
-    return [np.flatnonzero(numbers == number) for number in np.unique(numbers).tolist()]
+    if hasattr(dataset, "column_names"):
+        if "domain" not in dataset.column_names:
+            raise ValueError(f"the data set needs a column 'domain', it has {', '.join(dataset.column_names)}")
+        return _checked(dataset.select_columns(["domain"]).with_format("numpy")[:]["domain"])
+    if not all(isinstance(row, Mapping) and "domain" in row for row in dataset):
+        raise ValueError("every row of the data set needs a 'domain', the number of its domain")
+    return _checked([row["domain"] for row in dataset])
 
 
-def domain_numbers(data: Any) -> np.ndarray:
-    """The number of each example's domain; see :func:`domain_parts`."""
-    if hasattr(data, "column_names"):
-        if "domain" not in data.column_names:
-            raise ValueError(f"the data set needs a column 'domain', it has {', '.join(data.column_names)}")
-        data = data.select_columns(["domain"]).with_format("numpy")[:]["domain"]
-    elif len(data) and hasattr(data[0], "keys"):
-        if any("domain" not in row for row in data):
-            raise ValueError("every row of the data set needs a 'domain', the number of its domain")
-        data = [row["domain"] for row in data]
+def _checked(data: Any) -> np.ndarray:
     numbers = np.asarray(data)
     if numbers.ndim != 1 or not len(numbers) or not np.issubdtype(numbers.dtype, np.integer) or numbers.min() < 0:
         raise ValueError(

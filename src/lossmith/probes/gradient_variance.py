@@ -251,7 +251,7 @@ def measure_gradients(
     model.eval()
     try:
         for name, rows in examples.items():
-            if len(rows) < min(2, sizes[name]) or len(rows) > sizes[name] or not rows:
+            if len(rows) < min(2, sizes[name]) or not 0 < len(rows) <= sizes[name]:
                 raise ValueError(f"domain '{name}' has {sizes[name]} examples, but {len(rows)} are given")
             summed, norms = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64), []
             for row in rows:

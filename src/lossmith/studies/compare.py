@@ -14,6 +14,7 @@ from lossmith.errors import InputError
 from lossmith.files import read_json, write_json
 from lossmith.reporting import Claim, Comparison, Cost, Curve, Forecast, Run, smallest_detectable
 from lossmith.studies.arms import Arm, slug
+from lossmith.studies.domain_draws import draw_notes
 from lossmith.studies.grid import Job, plan, run_jobs
 from lossmith.studies.settings import DEFAULT_TOKENS, CompareSettings, Execution
 from lossmith.training.language_model import LanguageModelRun, run_language_model, training_arguments
@@ -117,6 +118,8 @@ def prepare_runs(
     planned = [Planned(run, out / "runs" / slug(run.arm) / f"seed-{run.seed}") for run in runs]
     for run in runs[: len(settings.arms)]:
         training_arguments(run, out)
+    for note in draw_notes(runs[: len(settings.arms)], corpus):
+        watcher.message(note)
     watcher.message(_power(settings))
     return corpus, planned
 
@@ -341,7 +344,11 @@ def collect(
         level=settings.level,
         configuration=configuration,
         environment=read_json(out / "environment.json"),
-        notes=(*_notes(settings, corpus), *_weights_notes(settings, planned)),
+        notes=(
+            *_notes(settings, corpus),
+            *draw_notes([p.run for p in planned[: len(settings.arms)]], corpus),
+            *_weights_notes(settings, planned),
+        ),
         paper=heading.paper,
         forecasts=_forecasts(settings, planned, runs),
     )
@@ -411,6 +418,11 @@ def _notes(settings: CompareSettings, corpus: Any) -> tuple[str, ...]:
         str(arm.options.get("weighting", "")).startswith(("linupper", "quadratic", "extremes")) for arm in settings.arms
     ):
         notes.append("Training curves show the unweighted mean loss, so that reweighted arms can be compared.")
+    if any("sampler" in arm.options for arm in settings.arms):
+        notes.append(
+            "Arms with another sampler see other examples, each domain's in the same order; their training losses are "
+            "of other mixtures: compare eval/loss and the domains' own. Sizes of domains count training sequences."
+        )
     return tuple(notes)
 
 

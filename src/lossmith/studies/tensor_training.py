@@ -33,6 +33,7 @@ def train_on_tensors(
     seed: int,
     folder: Path,
     weighting: Any = None,
+    sampler: Any = None,
     tokens_per_example: int = 1,
     trainer_class: type | None = None,
     callbacks: Sequence[Any] = (),
@@ -49,7 +50,7 @@ def train_on_tensors(
         batch_size: examples per step.
         seed: of the order of the examples and of dropout: the same for every arm.
         folder: for the Trainer's own files.
-        weighting: see :class:`lossmith.training.Trainer`.
+        weighting, sampler: see :class:`lossmith.training.Trainer`.
         tokens_per_example: for the curve.
         trainer_class: a subclass of :class:`lossmith.training.Trainer`.
         callbacks: of ``transformers.Trainer``.
@@ -84,6 +85,7 @@ def train_on_tensors(
         args,
         objective=weighting_objective,
         weighting=weighting,
+        **({"sampler": sampler} if sampler is not None else {}),
         callbacks=list(callbacks),
         **({"optimizers": optimizers(model)} if optimizers is not None else {}),
         train_dataset=range(len(next(iter(columns.values())))),

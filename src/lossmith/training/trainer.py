@@ -19,7 +19,7 @@ from transformers.trainer_callback import TrainerCallback
 from transformers.trainer_pt_utils import nested_gather
 from transformers.trainer_utils import rotate_checkpoints
 
-from lossmith.data.sampling import PermutationStream, Sampling, domain_numbers
+from lossmith.data.sampling import PermutationStream, Sampling, domains_of
 from lossmith.data.weighting import UniformWeighting, Weighting, WeightStatistics, weight_statistics
 from lossmith.files import write_text
 from lossmith.training.checkpoint import load_state, random_state, save_state, set_random_state
@@ -200,7 +200,7 @@ class Trainer(transformers.Trainer):
         """A weighting by domain learns how large the domains of the training data are."""
         if not getattr(weighting, "by_domain", False) or self.train_dataset is None:
             return weighting
-        sizes = np.bincount(domain_numbers(self.train_dataset)) if weighting.sizes is None else weighting.sizes
+        sizes = np.bincount(domains_of(self.train_dataset)) if weighting.sizes is None else weighting.sizes
         return weighting.for_domains(sizes, self.args.max_steps if self.args.max_steps > 0 else None)
 
     def _domains(self, batches: list[dict[str, Any]]) -> list[Tensor] | None:
