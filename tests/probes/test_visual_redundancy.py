@@ -104,8 +104,8 @@ def test_no_change_is_redundant_and_a_dearer_schedule_says_so(tmp_path: Path) ->
     lines = {line.split("(")[0]: line for line in report.summary().splitlines() if "(" in line}
     assert "dearer than the full model" in lines["answer_logits"]
     assert "dearer" not in lines["vtw"]
-    assert report.point("vtw(layer=1, every_step=True)").when == "every step"
-    assert report.point("fastv(keep=0.5, step=mid, layer=1)").when == "inside step 1"
+    assert report.point("vtw(layer=0, every_step=True)").when == "every step"
+    assert report.point("fastv(keep=0.5, step=mid, layer=0)").when == "inside step 1"
     stored = json.loads(report.to_json(tmp_path / "report.json"))
     assert stored["points"][0]["mixture"] is None
     assert json.loads((tmp_path / "report.json").read_text()) == stored

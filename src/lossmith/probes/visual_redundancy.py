@@ -193,7 +193,8 @@ def visual_redundancy(
         raise InputError("no questions with answers that count")
     if tolerance < 0:
         raise InputError(f"tolerance must be at least 0, got {tolerance}")
-    middle = layers // 2 if layer is None else layer
+    # Of two layers the first: after the last one nothing is left to save.
+    middle = (layers - 1) // 2 if layer is None else layer
     wanted = _schedules(selectors, keeps, steps, middle, schedules, keep_positions)
     full = _Runs(denoise, groups)
     runs: dict[PruneSchedule, _Runs] = {}
