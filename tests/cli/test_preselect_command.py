@@ -185,6 +185,7 @@ def test_losses_and_abilities_may_be_given(selected: tuple[str, Path], place: Pa
         ({"classifier": "c.bin", "models": None}, "c.bin cannot be read as a classifier"),
         ({"scores": "table.parquet"}, "--scores are losses of the documents of --seed-corpus"),
         ({"keep": "0"}, "--keep must be a share"),
+        ({"models": "missing_a/b,missing_c/d"}, "missing_a/b"),
     ],
 )
 def test_what_cannot_be_selected_is_one_sentence(
@@ -193,6 +194,12 @@ def test_what_cannot_be_selected_is_one_sentence(
     with pytest.raises(InputError, match=match):
         run(*arguments(place, tmp_path / "out.jsonl", **changes))
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_another_kind_of_file_is_refused_before_anything_is_scored(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--out must end in \.jsonl or \.jsonl\.gz, got"):
+        run(*arguments(place, tmp_path / "selected.txt"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_tenth_of_a_small_domain_at_most_is_held_out(selected: tuple[str, Path], place: Path, tmp_path: Path) -> None:

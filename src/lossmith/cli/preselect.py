@@ -20,7 +20,7 @@ from lossmith.errors import InputError, did_you_mean
 if TYPE_CHECKING:
     import numpy as np
 
-    from lossmith.data import Document, DocumentClassifier, Scores
+    from lossmith.data import Document, DocumentClassifier
 
 # Of each domain: what is drawn cannot be selected.
 _LARGEST_SHARE = 0.1
@@ -42,6 +42,15 @@ class PreselectOptions:
     seed: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Seeds:
+    """Where the seed documents are, their columns, and their places in the corpus if they were drawn from it."""
+
+    source: str
+    fields: dict[str, Any]
+    held: frozenset[int] = frozenset()
+
+
 def preselect_scores(
     corpus: str, fields: dict[str, Any], out: Path, options: PreselectOptions
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -51,11 +60,13 @@ def preselect_scores(
     from lossmith.training.record import locked
 
     # Before hours of scoring.
+    if not out.name.endswith((".jsonl", ".jsonl.gz")):
+        raise InputError(f"--out must end in .jsonl or .jsonl.gz, got {str(out)!r}")
     if options.positives not in POSITIVES:
         raise InputError(f"unknown --positives '{options.positives}': {did_you_mean(options.positives, POSITIVES)}")
     if options.jobs < 1:
         raise InputError(f"--jobs must be at least 1, got {options.jobs}")
-    held: set[int] = set()
+    held: frozenset[int] = frozenset()
     if options.classifier is not None:
         given = {"--models": options.models, "--model-scores": options.model_scores, "--scores": options.scores}
         if named := [name for name, value in given.items() if value is not None]:
@@ -64,8 +75,9 @@ def preselect_scores(
     else:
         folder = out.with_name(out.name + ".preselect")
         with locked(folder):
-            seeds, held = _seed_documents(corpus, fields, folder, options)
+            seeds = _seed_documents(corpus, fields, folder, options)
             classifier = _classifier(seeds, fields, folder, options)
+        held = seeds.held
     number = itertools.count()
 
     def progress(done: int) -> None:
@@ -83,10 +95,7 @@ def preselect_scores(
     return scores, characters
 
 
-def _seed_documents(
-    corpus: str, fields: dict[str, Any], folder: Path, options: PreselectOptions
-) -> tuple[Path | str, set[int]]:
-    """Where the seed documents are, and their places in the corpus if they were drawn from it."""
+def _seed_documents(corpus: str, fields: dict[str, Any], folder: Path, options: PreselectOptions) -> _Seeds:
     from lossmith.data import read_corpus, sample_documents
     from lossmith.data.corpus import content_key
     from lossmith.files import read_json, write_json, write_text
@@ -119,23 +128,21 @@ def _seed_documents(
             write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         write_json(folder / "plan.json", plan)
     if drawn is None:
-        return str(options.seed_corpus), set()
+        return _Seeds(str(options.seed_corpus), fields)
     with path.open(encoding="utf-8") as stream:
-        held = {int(json.loads(line)["index"]) for line in stream}
+        held = frozenset(int(json.loads(line)["index"]) for line in stream)
     typer.echo(f"{len(held)} seed documents, held out of the selection: {path}")
-    return path, held
+    return _Seeds(str(path), {"text_field": "text", "domain_field": "domain"}, held)
 
 
-def _classifier(
-    seeds: Path | str, fields: dict[str, Any], folder: Path, options: PreselectOptions
-) -> DocumentClassifier:
+def _classifier(seeds: _Seeds, fields: dict[str, Any], folder: Path, options: PreselectOptions) -> DocumentClassifier:
     """The classifier of the seed documents, and a report on the way to it."""
     import numpy as np
 
-    from lossmith.data import DocumentClassifier, predictive_strength, strength_labels
+    from lossmith.data import DocumentClassifier, predictive_strength, read_corpus, strength_labels
     from lossmith.files import write_json
 
-    documents = _read_seeds(seeds, fields, folder)
+    documents = list(read_corpus(seeds.source, **seeds.fields))
     names, nats, ability = _losses_and_abilities(seeds, documents, fields, folder, options)
     order = np.argsort(-ability, kind="stable")
     typer.echo("models, the best first: " + ", ".join(f"{names[i]} ({ability[i]:.4g})" for i in order))
@@ -174,22 +181,14 @@ def _classifier(
     return classifier
 
 
-def _read_seeds(seeds: Path | str, fields: dict[str, Any], folder: Path) -> list[Document]:
-    from lossmith.data import read_corpus
-
-    own = isinstance(seeds, Path)
-    return list(read_corpus(seeds, **({"domain_field": "domain"} if own else fields)))
-
-
 def _losses_and_abilities(
-    seeds: Path | str, documents: list[Document], fields: dict[str, Any], folder: Path, options: PreselectOptions
+    seeds: _Seeds, documents: list[Document], fields: dict[str, Any], folder: Path, options: PreselectOptions
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Names of the models, nats ``(models, seed documents)``, and how able they are."""
     import numpy as np
 
-    from lossmith.data import bits_per_character, document_hash, read_corpus, read_scores
+    from lossmith.data import document_hash, load_tokenizer, read_scores
 
-    text_field = "text" if isinstance(seeds, Path) else fields["text_field"]
     if options.scores is not None:
         if options.models is not None or options.seed_corpus is None or options.model_scores is None:
             raise InputError(
@@ -215,27 +214,40 @@ def _losses_and_abilities(
         raise InputError(
             "--method preselect needs --targets, texts that an able model predicts well, or --model-scores"
         )
-    rows, abilities = [], []
+    for model in models.values():
+        load_tokenizer(model)  # a wrong name is told before the others have scored
+    seed_losses, target_losses = [], []
     for name, model in models.items():
         # One model in memory at a time; the targets first, since they are soon done.
-        if options.targets is not None and given is None:
-            lengths = [len(document.text) for document in read_corpus(options.targets, text_field=fields["text_field"])]
-            table = _table(options.targets, fields["text_field"], name, model, folder / f"targets.{name}.parquet")
-            bits = bits_per_character(table.column(f"{name}/nats"), lengths)
-            finite = np.isfinite(bits)
-            if not finite.any():
-                raise InputError(f"model {name} gives no document of --targets {options.targets} a finite loss")
-            abilities.append(-float(np.average(bits[finite], weights=np.array(lengths)[finite])))
-        rows.append(_table(seeds, text_field, name, model, folder / f"seeds.{name}.parquet").column(f"{name}/nats"))
-    return names, np.stack(rows), given if given is not None else np.array(abilities)
+        if given is None:
+            target_losses.append(_nats(str(options.targets), fields["text_field"], name, model, folder / "targets"))
+        seed_losses.append(_nats(seeds.source, seeds.fields["text_field"], name, model, folder / "seeds"))
+    if given is None:
+        given = _measured_abilities(np.stack(target_losses), str(options.targets), fields["text_field"])
+    return names, np.stack(seed_losses), given
 
 
-def _table(source: Path | str, text_field: str, name: str, model: str, out: Path) -> Scores:
+def _measured_abilities(nats: np.ndarray, targets: str, text_field: str) -> np.ndarray:
+    """Minus the bits per character of each model, on the documents of which all have a finite loss."""
+    import numpy as np
+
+    from lossmith.data import bits_per_character, read_corpus
+
+    characters = np.array([len(document.text) for document in read_corpus(targets, text_field=text_field)])
+    finite = np.isfinite(nats).all(axis=0)
+    if not finite.any():
+        raise InputError(f"no document of --targets {targets} has a finite loss under every model")
+    return -bits_per_character(nats[:, finite].sum(axis=1), characters[finite].sum())
+
+
+def _nats(source: str, text_field: str, name: str, model: str, table: Path) -> np.ndarray:
+    """A model's losses of the documents, from their table if it is there."""
     from lossmith.data import read_scores, score_corpus
 
+    out = table.with_name(f"{table.name}.{name.replace('/', '_')}.parquet")
     scorers = load_scorers({name: model}, {"dtype": "float32", "device": "auto", "max_length": None})
     score_corpus(source, scorers, out, text_field=text_field, progress=ScoreProgress())
-    return read_scores(out)
+    return read_scores(out).column(f"{name}/nats")
 
 
 def _given_abilities(text: str, names: list[str]) -> np.ndarray:
@@ -270,5 +282,7 @@ def _by_domain(documents: list[Document], strength: np.ndarray) -> dict[str, flo
     import numpy as np
 
     names = np.array([document.domain for document in documents])
-    means = {name: float(np.nanmean(strength[names == name])) for name in sorted(set(names.tolist()) - {""})}
+    finite = np.isfinite(strength)
+    there = sorted(set(names[finite].tolist()) - {""})
+    means = {name: float(strength[finite & (names == name)].mean()) for name in there}
     return dict(sorted(means.items(), key=lambda pair: -pair[1]))
