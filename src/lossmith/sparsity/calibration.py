@@ -105,7 +105,7 @@ def call(model: nn.Module, batch: Batch) -> Any:
 
 
 class InputProducts:
-    r"""The sum of a layer's inputs' products, for the Hessian of its squared error.
+    r"""The mean of a layer's inputs' products, for the Hessian of its squared error.
 
     .. math:: H = \frac{2}{n} \sum_{i=1}^{n} X_i^\top X_i
 
@@ -127,14 +127,15 @@ class InputProducts:
         flat, sequences = _flat(inputs)
         if self.total is None:
             self.total = flat.new_zeros(flat.shape[1], flat.shape[1])
-        self.total.addmm_(flat.T, flat)
-        self.sequences += sequences
+        before, self.sequences = self.sequences, self.sequences + sequences
+        # A running mean, so that H is never there twice.
+        self.total.addmm_(flat.T, flat, beta=before / self.sequences, alpha=2 / self.sequences)
 
     def hessian(self) -> Float[Tensor, "inputs inputs"]:
-        """``H`` so far."""
+        """``H`` so far: not a copy."""
         if self.total is None:
             raise ValueError("no inputs were seen")
-        return self.total * (2 / self.sequences)
+        return self.total
 
 
 class InputNorms:

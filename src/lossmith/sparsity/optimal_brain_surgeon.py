@@ -198,18 +198,19 @@ def turned(model: nn.Module) -> set[str]:
 
 
 def _upper(hessian: Tensor, damping: float, name: str) -> tuple[Tensor, Tensor, float]:
-    """The factor, which inputs were always zero, and the damping that it took."""
+    """The factor, which inputs were always zero, and the damping that it took; three matrices at a time."""
     dead = hessian.diagonal() == 0
     matrix = hessian.clone()
     matrix.diagonal()[dead] = 1
-    mean = matrix.diagonal().mean()
+    plain = matrix.diagonal().clone()
     for attempt in range(4):
         share = damping * 10**attempt if damping else (0 if attempt == 0 else 0.001 * 10**attempt)
-        damped = matrix.clone()
-        damped.diagonal().add_(share * mean)
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        matrix.diagonal().copy_(plain + share * plain.mean())
+        lower, failed = torch.linalg.cholesky_ex(matrix)
         if int(failed) == 0:
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            inverse = torch.cholesky_inverse(lower)
+            del lower
+            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
             if int(failed) == 0 and bool(torch.isfinite(upper).all()):
                 if attempt:
                     warnings.warn(f"the Hessian of {name} is nearly singular: damping {share:g}", stacklevel=3)
