@@ -44,7 +44,7 @@ def fit(
     denoise: Annotated[
         str,
         typer.Option(help="plain, personal(pool_size=5, tau=0.1), truncated(drop_rate=0.2), reweighted(beta=0.2)."),
-    ] = "personal",
+    ] = "plain",
     inject_noise: Annotated[
         float, typer.Option(help="Add random items, so many per true one, to see what denoising does.")
     ] = 0.0,

@@ -34,7 +34,7 @@ class Recommender:
         loss: ``bpr`` or ``bce``.
         denoise: ``plain``, ``personal(pool_size=5, tau=0.1, warmup_epochs=5)``, ``truncated(drop_rate=0.2)``,
             ``reweighted(beta=0.2)``, ``pooled(...)``, or an object like those of
-            :mod:`lossmith.tasks.recommendation.denoising`.
+            :mod:`lossmith.tasks.recommendation.denoising`. Whether one helps depends on data and backbone: compare.
         dim: of the embeddings.
         layers: of LightGCN.
         epochs: an epoch has as many examples as the table has interactions, rounded up to whole batches.
@@ -63,7 +63,7 @@ class Recommender:
         backbone: str = "mf",
         *,
         loss: str = "bpr",
-        denoise: str | Denoising = "personal",
+        denoise: str | Denoising = "plain",
         dim: int = 64,
         layers: int = 3,
         epochs: int = 100,
