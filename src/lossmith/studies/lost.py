@@ -266,7 +266,7 @@ STUDY = Study(
     metrics=("loss", "layer/error", "layer/found", "parameters"),
     better={"layer/error": "lower", "layer/found": "higher"},
     claims=CLAIMS,
-    seeds={"smoke": 2, "quick": 6, "full": 3},
+    seeds={"smoke": 2, "quick": 5, "full": 3},
     options={
         "smoke": {
             "steps": 6,
