@@ -92,11 +92,18 @@ class SparseLinear(nn.Module):
         if reason := _unfit(self.values):
             raise ValueError(f"a sparse layer {reason}; to_dense_linear(model) first")
         rows = x.reshape(-1, self.in_features).to(self.values.dtype)
-        # Autocast would ask for a product of half precision, which there is not.
-        with torch.autocast(x.device.type, enabled=False):
-            y = _Product.apply(rows, self._matrix())
-            y = y if self.bias is None else y + self.bias
+        if torch.is_autocast_enabled(x.device.type):
+            # It would ask for a product of half precision, which there is not.
+            with torch.autocast(x.device.type, enabled=False):
+                y = self._product(rows)
+        else:
+            y = self._product(rows)
         return y.view(*x.shape[:-1], self.out_features).to(x.dtype)  # type: ignore[no-any-return]
+
+    def _product(self, rows: Tensor) -> Tensor:
+        matrix = self._matrix()
+        y: Tensor = _Product.apply(rows, matrix) if torch.is_grad_enabled() else _multiply(matrix, rows)
+        return y if self.bias is None else y.add_(self.bias) if not y.requires_grad else y + self.bias
 
     def dense(self) -> nn.Module:
         """The layer as it was before, with the zeros."""
