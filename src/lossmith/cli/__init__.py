@@ -66,6 +66,7 @@ def _fail(sentence: str) -> None:
 
 # The commands register themselves.
 from lossmith.cli import (  # noqa: E402, F401
+    adapt,
     advise,
     compare,
     curate,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .color_filter import color_filter_scores, rho_down, select_at_random, select_lowest, selection_cost
     from .completions import Completion, CompletionCollator, encode_completions, read_completions
     from .corpus import read_corpus
+    from .curation import CurationReport, curate, load_domain
     from .document_classifier import DocumentClassifier, classify_corpus
     from .formats import Document
     from .image_questions import ImageQuestion, digit_questions, read_image_questions, shape_questions
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         strength_labels,
     )
     from .python_corpus import read_python_corpus
+    from .questions import Question, QuestionSet, cloze_questions, generate_questions, read_questions
     from .rationale_sampling import RecordedTeacher, sample_rationales
     from .rationales import (
         ContrastiveRationales,
@@ -59,6 +61,7 @@ __all__ = [
     "CompletionCollator",
     "ContrastiveRationales",
     "Cooldown",
+    "CurationReport",
     "Document",
     "DocumentClassifier",
     "DomainSampler",
@@ -69,6 +72,8 @@ __all__ = [
     "PaddedCollator",
     "PhraseFinder",
     "PreparedCorpus",
+    "Question",
+    "QuestionSet",
     "RationaleExample",
     "RationaleSamples",
     "RayScoring",
@@ -85,11 +90,15 @@ __all__ = [
     "build_contrastive_rationales",
     "character_threshold",
     "classify_corpus",
+    "cloze_questions",
     "color_filter_scores",
+    "curate",
     "digit_questions",
     "document_hash",
     "encode_completions",
+    "generate_questions",
     "language_model_scorer",
+    "load_domain",
     "load_prepared",
     "load_tokenizer",
     "pack",
@@ -100,6 +109,7 @@ __all__ = [
     "read_corpus",
     "read_image_questions",
     "read_python_corpus",
+    "read_questions",
     "read_rationales",
     "read_scores",
     "resampling_scores",
@@ -128,6 +138,7 @@ _HOMES = {
     "completions": ("Completion", "CompletionCollator", "encode_completions", "read_completions"),
     "corpus": ("read_corpus",),
     "document_classifier": ("DocumentClassifier", "classify_corpus"),
+    "curation": ("CurationReport", "curate", "load_domain"),
     "formats": ("Document",),
     "image_questions": ("ImageQuestion", "digit_questions", "read_image_questions", "shape_questions"),
     "mixture": ("MixtureSampler",),
@@ -143,6 +154,7 @@ _HOMES = {
     ),
     "prepared": ("PreparedCorpus", "load_prepared", "prepare"),
     "python_corpus": ("read_python_corpus",),
+    "questions": ("Question", "QuestionSet", "cloze_questions", "generate_questions", "read_questions"),
     "rationale_sampling": ("RecordedTeacher", "sample_rationales"),
     "rationales": (
         "ContrastiveRationales",

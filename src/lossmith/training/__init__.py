@@ -6,10 +6,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lossmith.training.adaptation import (
+        Adaptation,
+        AdaptationRows,
+        adapt_language_model,
+        combine_sources,
+        domain_losses,
+    )
     from lossmith.training.continual import MixtureLog, MixtureRows, MixtureTrainer, continual_pretraining
     from lossmith.training.distillation import Distillation
     from lossmith.training.dual_head import DualHeadDistillation, GradientAlignedTrainer, gradient_cosines
     from lossmith.training.language_model_distillation import DistilledModel, distill_language_model
+    from lossmith.training.low_rank_adaptation import LowRankAdaptation
     from lossmith.training.masked_diffusion import MaskedDiffusion, NextAnswerToken
     from lossmith.training.multi_granularity import MultiGranularityCallback, MultiGranularityDistillation
     from lossmith.training.objectives import Classification, ExampleEvaluation, NextToken, Objective
@@ -30,6 +38,8 @@ if TYPE_CHECKING:
     from lossmith.training.trainer import Evaluation, NonFiniteLossError, Trainer
 
 _HOMES = {
+    "Adaptation": "adaptation",
+    "AdaptationRows": "adaptation",
     "Classification": "objectives",
     "Distillation": "distillation",
     "DistilledModel": "language_model_distillation",
@@ -38,6 +48,7 @@ _HOMES = {
     "Evaluation": "trainer",
     "ExampleEvaluation": "objectives",
     "GradientAlignedTrainer": "dual_head",
+    "LowRankAdaptation": "low_rank_adaptation",
     "MaskedDiffusion": "masked_diffusion",
     "MixtureLog": "continual",
     "MixtureRows": "continual",
@@ -64,15 +75,20 @@ _HOMES = {
     "SphericalHeadCallback": "spherical",
     "SphericalObjective": "spherical",
     "Trainer": "trainer",
+    "adapt_language_model": "adaptation",
+    "combine_sources": "adaptation",
     "continual_pretraining": "continual",
     "correct_and_regenerate": "sequence_revision",
     "distill_language_model": "language_model_distillation",
+    "domain_losses": "adaptation",
     "find_error_positions": "sequence_revision",
     "generate_texts": "text_sampling",
     "gradient_cosines": "dual_head",
 }
 
 __all__ = [
+    "Adaptation",
+    "AdaptationRows",
     "Classification",
     "Distillation",
     "DistilledModel",
@@ -81,6 +97,7 @@ __all__ = [
     "Evaluation",
     "ExampleEvaluation",
     "GradientAlignedTrainer",
+    "LowRankAdaptation",
     "MaskedDiffusion",
     "MixtureLog",
     "MixtureRows",
@@ -107,9 +124,12 @@ __all__ = [
     "SphericalHeadCallback",
     "SphericalObjective",
     "Trainer",
+    "adapt_language_model",
+    "combine_sources",
     "continual_pretraining",
     "correct_and_regenerate",
     "distill_language_model",
+    "domain_losses",
     "find_error_positions",
     "generate_texts",
     "gradient_cosines",
