@@ -46,6 +46,14 @@ def test_answers_are_written_and_judged(workplace: Path) -> None:
     assert [line["answer"] for line in lines] == [line["completion"] for line in lines]
 
 
+def test_questions_without_answers_are_answered(workplace: Path) -> None:
+    table = workplace / "photos" / "new.csv"
+    table.write_text("image,prompt\n1.png,which colour ?\n5.png,which colour ?\n")
+    found = lossmith("answer", workplace / "model", table, "--unlabelled")
+    assert found.output.splitlines() == ["which colour ? -> green", "which colour ? -> blue"]
+    assert isinstance(lossmith("answer", workplace / "model", table).exception, InputError)
+
+
 def test_redundancy_is_reported_as_table_file_and_picture(workplace: Path) -> None:
     common = ("redundancy", workplace / "model", workplace / "photos", "--selectors", "one_nn,vtw", "--keeps", "0.5")
     found = lossmith(*common, "--steps", "input,mid", "--schedule", "fastv(step=0, keep=0.25)", "--layer", 0,

@@ -34,6 +34,7 @@ def test_every_arm_measures_what_its_claims_need(arm: str, models: Path, tmp_pat
             # The full model's own differences are zero without being said.
             assert claim.metric in found.metrics
     assert found.cost.flops > 0
+    assert ("scratch/long/recovery" in found.metrics) == (arm != "layer-skipping")
     assert sorted(p.name for p in models.iterdir() if p.is_dir() and "training" not in p.name) == [
         "adapted-1",
         "scratch-1",

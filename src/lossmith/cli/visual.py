@@ -90,6 +90,7 @@ def answer(
         str | None,
         typer.Option(help="Schedule, or none; default: what the model was saved with.", show_default=False),
     ] = None,
+    unlabelled: Annotated[bool, typer.Option("--unlabelled", help="There are no right answers: do not judge.")] = False,
     out: Annotated[Path | None, typer.Option(help="JSONL file of the answers.", show_default=False)] = None,
 ) -> None:
     """Answer questions, and judge the answers.
@@ -98,21 +99,25 @@ def answer(
     """
     import json
 
+    from lossmith.data import read_image_questions
     from lossmith.files import write_text
 
-    rows, answerer = _read(questions), _load(model)
+    rows = read_image_questions(questions, completion_field=None) if unlabelled else _read(questions)
+    answerer = _load(model)
     schedule = "default" if prune is None else prune
     said = answerer.predict(rows, prune=schedule)
-    lines = [
-        {"prompt": row.prompt, "completion": row.completion, "answer": text}
-        for row, text in zip(rows, said, strict=True)
-    ]
+    lines = []
+    for row, text in zip(rows, said, strict=True):
+        image = {"image": str(row.image)} if isinstance(row.image, Path) else {}
+        right = {} if unlabelled else {"completion": row.completion}
+        lines.append({**image, "prompt": row.prompt, **right, "answer": text})
     if out is not None:
         write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     else:
         for line in lines[:20]:
             typer.echo(f"{line['prompt']} -> {line['answer']}")
-    typer.echo(answerer.evaluate(rows, prune=schedule).summary())
+    if not unlabelled:
+        typer.echo(answerer.evaluate(rows, prune=schedule).summary())
 
 
 @visual.command()

@@ -26,11 +26,11 @@ COLOURS = {
 
 @dataclass(frozen=True, slots=True)
 class ImageQuestion:
-    """An image (a file, or pixels in [0, 1] of shape (channels, height, width)), what is asked, and the answer."""
+    """An image (a file, or pixels in [0, 1] of shape (channels, height, width)), what is asked, the right answer."""
 
     image: Path | Tensor
     prompt: str
-    completion: str
+    completion: str = ""
 
 
 def read_image_questions(
@@ -38,7 +38,7 @@ def read_image_questions(
     *,
     image_field: str | None = None,
     prompt_field: str = "prompt",
-    completion_field: str = "completion",
+    completion_field: str | None = "completion",
 ) -> list[ImageQuestion]:
     """Questions in a table of which one column names image files, relative to the table.
 
@@ -46,7 +46,7 @@ def read_image_questions(
         source: a JSONL, JSON, CSV, TSV or Parquet file, or a folder with ``metadata.jsonl`` or ``metadata.csv`` (as
             ``datasets``' ``imagefolder``).
         image_field: its column; default ``image`` of a file, ``file_name`` of a folder.
-        prompt_field, completion_field: the others. Rows with a blank completion are left out.
+        prompt_field, completion_field: the others. Rows with a blank completion are left out; ``None``: there are none.
 
     Raises:
         InputError: no such file or column, an image that is not there, nothing in it.
@@ -66,14 +66,16 @@ def read_image_questions(
             raise InputError(f"folder {path} holds neither metadata.jsonl nor metadata.csv")
         path, image_field = found[0], image_field or "file_name"
     image_field = image_field or "image"
-    texts = read_completions(path, prompt_field=prompt_field, completion_field=completion_field)
-    named = read_completions(path, prompt_field=image_field, completion_field=completion_field)
+    # Rows without an answer, or where none are wanted, without an image, are left out of both columns.
+    needed = completion_field or image_field
+    texts = read_completions(path, prompt_field=prompt_field, completion_field=needed)
+    named = read_completions(path, prompt_field=image_field, completion_field=needed)
     rows = []
     for number, (name, text) in enumerate(zip((pair.prompt for pair in named), texts, strict=True), 1):
         file = path.parent / name
         if not name.strip() or not file.is_file():
             raise InputError(f"{path}: question {number} names the image '{name}', which is not in {path.parent}")
-        rows.append(ImageQuestion(file, text.prompt, text.completion))
+        rows.append(ImageQuestion(file, text.prompt, text.completion if completion_field else ""))
     return rows
 
 

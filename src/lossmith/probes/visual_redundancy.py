@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -333,8 +334,8 @@ def _point(
     error = float(residuals.square().sum().sqrt() / total) * math.sqrt(n / max(1, n - 1))
     low, high = change - 1.96 * error, change + 1.96 * error
     cuts = [schedule.cuts(steps=full.of(g).steps, layers=layers, visual=visual) for g in full.groups]
-    start = {"selector": schedule.selector, "step": "input", "keep": schedule.keep}
-    same = PruneSchedule.parse({**start, "keep_positions": schedule.keep_positions}) if schedule.keep else None
+    # What the trivial mixture compares with: the same, before the first step.
+    same = dataclasses.replace(schedule, step="input", layer=None, every_step=False) if schedule.keep else None
     committed, mixture = 0.0, math.nan
     if not schedule.progressive and not schedule.every_step:
         written = [

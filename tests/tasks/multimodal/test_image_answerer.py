@@ -44,6 +44,11 @@ def test_colours_are_learnt_with_their_number_of_words(trained: ImageAnswerer) -
     assert "1.000 of 12 answers right" in scores.summary()
 
 
+def test_a_question_needs_no_answer_to_be_answered(trained: ImageAnswerer) -> None:
+    assert trained.predict([ImageQuestion(q.image, q.prompt) for q in colours(3)]) == [q.completion for q in colours(3)]
+    assert trained.denoise([ImageQuestion(colours(1)[0].image, "")], prune="one_nn").ids.shape == (1, 4)
+
+
 def test_a_wrong_answer_counts_as_wrong(trained: ImageAnswerer) -> None:
     wrong = [ImageQuestion(q.image, q.prompt, "blue" if q.completion == "red" else "red") for q in colours(3)[::2]]
     scores = trained.evaluate(wrong)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from lossmith.errors import InputError, did_you_mean
 from lossmith.files import read_json, write_json
 from lossmith.sparsity import Denoised, PruneSchedule, denoise_generate
 from lossmith.tasks.multimodal.model import MultimodalDiffusionModel
+
+if TYPE_CHECKING:
+    from lossmith.probes import RedundancyReport
 
 KINDS = ("scratch", "adapted")
 _MOST_IN_MEMORY = 2**27
@@ -112,6 +115,7 @@ class ImageAnswerer:
         self.tokenizer_ = build_tokenizer(self.tokenizer or self.trunk, questions)
         self.model_ = build_model(self, questions)
         rows = _Rows(questions, self)
+        assert rows.labels is not None
         self.answer_length_ = rows.labels.shape[1]
         share = self.autoregressive_share if self.kind == "adapted" and not isinstance(self.trunk, str | Path) else 0.0
         first = round(share * self.steps)
@@ -158,7 +162,7 @@ class ImageAnswerer:
         """Answers of one batch as token ids, with their costs.
 
         Args:
-            questions: what to answer.
+            questions: what to answer; their own answers are not looked at.
             answer_length: tokens to write; default: the longest answer of the training questions.
             steps: forward passes; default: one per token.
             prune: which visual tokens are dropped; default: what the model was given by
@@ -171,7 +175,8 @@ class ImageAnswerer:
         model = self.model_
         length = answer_length if answer_length is not None else self.answer_length_
         device = next(model.parameters()).device
-        batch = {k: v.to(device) for k, v in _Rows(questions, self).batch(range(len(questions))).items()}
+        rows = _Rows(questions, self, answered=False)
+        batch = {k: v.to(device) for k, v in rows.batch(range(len(questions))).items()}
         with torch.no_grad():
             embeddings, visual, real = model.embed_prompt(batch)
         schedule = model.visual_pruning if prune == "default" else PruneSchedule.parse(prune)
@@ -199,7 +204,7 @@ class ImageAnswerer:
         number = len(questions)
         return AnswerScores(right / max(1, counted), exact / number, number, flops / number, seconds / number)
 
-    def redundancy(self, questions: Sequence[ImageQuestion], **options: Any) -> Any:
+    def redundancy(self, questions: Sequence[ImageQuestion], **options: Any) -> RedundancyReport:
         """How many visual tokens these questions need: see :func:`lossmith.probes.visual_redundancy`.
 
         Divergences are left out where the full model's distributions would take more than half a gigabyte.
@@ -207,7 +212,6 @@ class ImageAnswerer:
         from lossmith.probes import visual_redundancy
 
         groups = self.groups(questions)
-
         # The full model's distributions of every step are kept, to compare with.
         numbers = sum(g.answers.numel() * g.length for g in groups) * self.model_.lm_head.out_features
         kept = numbers <= _MOST_IN_MEMORY
@@ -227,6 +231,7 @@ class ImageAnswerer:
         if not questions:
             raise InputError("no questions to answer")
         rows = _Rows(questions, self, self.answer_length_)
+        assert rows.labels is not None
         by_length: dict[int, list[int]] = {}
         for number, length in enumerate((rows.labels != -100).sum(1).tolist()):
             by_length.setdefault(length, []).append(number)
@@ -245,7 +250,7 @@ class ImageAnswerer:
         """Weights, configurations and tokenizer."""
         self._check_fitted()
         self.model_.save_pretrained(folder)
-        self.tokenizer_.save_pretrained(folder)
+        self.tokenizer_.save_pretrained(Path(folder) / "tokenizer")
         names = ("kind", "stop", "max_prompt", "max_answer", "batch_size", "seed")
         kept = {name: getattr(self, name) for name in names}
         write_json(Path(folder) / "image_answerer.json", {**kept, "answer_length": self.answer_length_})
@@ -263,7 +268,7 @@ class ImageAnswerer:
         answerer = cls(**values)
         answerer.answer_length_ = length
         answerer.model_ = MultimodalDiffusionModel.from_pretrained(folder)
-        answerer.tokenizer_ = load_tokenizer(folder)
+        answerer.tokenizer_ = load_tokenizer(Path(folder) / "tokenizer")
         return answerer
 
     # ---- parts ------------------------------------------------------------------------------------------------------
@@ -322,26 +327,36 @@ class AnswerGroup:
 class _Rows:
     """Questions as tensors; prompts are filled up on the left, so that each answer follows its prompt."""
 
-    def __init__(self, questions: Sequence[ImageQuestion], system: ImageAnswerer, length: int = 0):
+    def __init__(
+        self, questions: Sequence[ImageQuestion], system: ImageAnswerer, length: int = 0, *, answered: bool = True
+    ):
         self.questions, self.size = questions, system.model_.vision.size
         self.channels = system.model_.vision.channels
         tokenizer = system.tokenizer_
         ids = [row[-system.max_prompt :] for row in _encode(tokenizer, [q.prompt for q in questions])]
-        answers = [row[: system.max_answer] for row in _encode(tokenizer, [q.completion for q in questions])]
-        for number, row in enumerate(answers):
-            if not row:
-                asked = questions[number].prompt
-                raise InputError(f"question {number + 1} ('{asked}') has no answer to learn or to judge by")
         # An empty prompt still has a token, from which a shifted model reads.
         pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
         ids = [row or [end] for row in ids]
-        widest, longest = max(map(len, ids)), max(map(len, answers))
+        widest = max(map(len, ids))
+        self.prompts = torch.tensor([[pad] * (widest - len(row)) + row for row in ids])
+        self.real = torch.tensor([[0] * (widest - len(row)) + [1] * len(row) for row in ids])
+        self.labels: Tensor | None = None
+        if answered:
+            self._encode_answers(system, length)
+
+    def _encode_answers(self, system: ImageAnswerer, length: int) -> None:
+        tokenizer = system.tokenizer_
+        texts = [q.completion for q in self.questions]
+        answers = [row[: system.max_answer] for row in _encode(tokenizer, texts)]
+        for number, row in enumerate(answers):
+            if not row:
+                asked = self.questions[number].prompt
+                raise InputError(f"question {number + 1} ('{asked}') has no answer to learn or to judge by")
+        longest = max(map(len, answers))
         if system.stop:
             # With the end; a multiple of four, so that quarters of the steps are steps.
             longest = max(-4 * (-(longest + 1) // 4), length)
-        fill = end if system.stop else -100
-        self.prompts = torch.tensor([[pad] * (widest - len(row)) + row for row in ids])
-        self.real = torch.tensor([[0] * (widest - len(row)) + [1] * len(row) for row in ids])
+        fill = tokenizer.eos_token_id if system.stop else -100
         self.labels = torch.tensor([row + [fill] * (longest - len(row)) for row in answers])
         lengths = torch.tensor([len(row) + system.stop for row in answers]).unsqueeze(1)
         #: Which tokens are judged: the answer, and its end where it has one.
@@ -349,12 +364,12 @@ class _Rows:
 
     def batch(self, numbers: Sequence[int]) -> dict[str, Tensor]:
         rows = list(numbers)
-        return {
+        batch = {
             "pixel_values": pixels_of([self.questions[i].image for i in rows], self.size, self.channels),
             "input_ids": self.prompts[rows],
             "attention_mask": self.real[rows],
-            "labels": self.labels[rows],
         }
+        return batch if self.labels is None else {**batch, "labels": self.labels[rows]}
 
 
 def _encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
