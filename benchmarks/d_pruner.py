@@ -28,11 +28,12 @@ from lossmith.sparsity import InputProducts, block_weights, dual_importance, nex
 
 
 class Peak(TorchDispatchMode):
-    """The most bytes that new tensors held at a time."""
+    """The most bytes that new tensors held at a time; those of ``model``, which are written in place, are not new."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.alive, self.peak, self.known = 0, 0, set[int]()
+        self.alive, self.peak = 0, 0
+        self.known = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers()]}
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
         out = function(*arguments, **(options or {}))
@@ -111,7 +112,7 @@ def compare(
             own = copy.deepcopy(model)
             gc.collect()
             if number == 0:
-                with Peak() as peak:
+                with Peak(own) as peak:
                     way(own)
                 peaks[name] = peak.peak
             else:

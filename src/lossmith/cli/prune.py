@@ -52,7 +52,9 @@ def prune(
         str, typer.Option(help="Of --calibration and --general: column that holds the text.")
     ] = "text",
     samples: Annotated[int, typer.Option(help="Rows of text whose layers' inputs are looked at.")] = 128,
-    length: Annotated[int, typer.Option(help="Tokens of such a row; not more than the model reads.")] = 2048,
+    length: Annotated[
+        int, typer.Option(help="Tokens of such a row, at most what the model reads; of a domain text at most 1024.")
+    ] = 2048,
     seed: Annotated[int, typer.Option(help="Which rows.")] = 0,
     sweep: Annotated[bool, typer.Option("--sweep", help="Measure the loss at every sparsity of --grid.")] = False,
     data: Annotated[
@@ -105,7 +107,8 @@ def prune(
             raise InputError(f"--sweep, --eval and --plot do not go with --method {method} and --calibration")
         _calibrated(
             model, out, sparsity, method, calibration, general, text_field=text_field, samples=samples, length=length,
-            pattern=pattern or ("2:4" if method == "nm" else None), targets=targets, seed=seed, **options,
+            max_length=max_length or min(1024, length), pattern=pattern or ("2:4" if method == "nm" else None),
+            targets=targets, seed=seed, **options,
         )  # fmt: skip
         assert out is not None
         # Its losses are those of held-out text, above.

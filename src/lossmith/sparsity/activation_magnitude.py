@@ -17,7 +17,7 @@ from lossmith.sparsity.calibration import Batch, InputNorms
 from lossmith.sparsity.calibration_stream import stream_layers
 from lossmith.sparsity.magnitude import Masks
 from lossmith.sparsity.masks import largest_of_groups, parse_structure
-from lossmith.sparsity.optimal_brain_surgeon import turned
+from lossmith.sparsity.optimal_brain_surgeon import check_pattern, turned
 
 
 def wanda_scores(
@@ -71,6 +71,7 @@ def wanda(
     if compare not in ("row", "matrix"):
         raise ValueError(f"compare must be 'row' or 'matrix', got {compare!r}")
     group = parse_structure(pattern)
+    check_pattern(model, pattern, targets, exclude)
     masks = {}
     flipped = turned(model)
     for weights, seen in stream_layers(model, batches, InputNorms, targets=targets, exclude=exclude, order=order):

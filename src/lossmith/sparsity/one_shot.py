@@ -14,7 +14,7 @@ from lossmith.sparsity.calibration import Batch, calibration_rows, text_batches
 from lossmith.sparsity.d_pruner import general_importance, importance_masks
 from lossmith.sparsity.d_pruner_domain import Loss, dual_importance, next_token_loss
 from lossmith.sparsity.magnitude import Masks, SparsityReport, apply_masks, one_shot_masks, sparsity_report
-from lossmith.sparsity.optimal_brain_surgeon import sparsegpt
+from lossmith.sparsity.optimal_brain_surgeon import check_pattern, sparsegpt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -181,6 +181,7 @@ def _d_pruner(
     both = {"count": options.pop("count", "exact")}
     of_masks = {name: options.pop(name) for name in _MASK_OPTIONS if name in options} | both
     of_pass = {name: options.pop(name) for name in _PASS_OPTIONS if name in options} | both
+    check_pattern(model, pattern, **which)
     importance = general_importance(model, general, sparsity=sparsity, **of_pass, **which)
     keep = apply_to == "finetuned"
     found = dual_importance(model, domain, general=importance, keep_finetuned=keep, **which, **training, **options)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lossmith.sparsity.calibration import Batch, InputProducts
 from lossmith.sparsity.calibration_stream import stream_layers
-from lossmith.sparsity.magnitude import Masks
+from lossmith.sparsity.magnitude import Masks, block_weights
 from lossmith.sparsity.masks import largest_of_groups, parse_structure
 
 
@@ -168,6 +168,7 @@ def sparsegpt(
     >>> {name: int(mask.sum()) for name, mask in sparsegpt(net, [torch.randn(32, 4)], targets="all").items()}
     {'0.weight': 16, '2.weight': 8}
     """
+    check_pattern(model, pattern, targets, exclude)
     masks = {}
     flipped = turned(model)
     for weights, seen in stream_layers(model, batches, InputProducts, targets=targets, exclude=exclude, order=order):
@@ -190,6 +191,18 @@ def sparsegpt(
                 # What rounds to zero in half precision is still one that stays; what goes is zero in any.
                 weight.masked_fill_(~masks[name], 0)
     return masks
+
+
+def check_pattern(
+    model: nn.Module, pattern: str | None, targets: Literal["blocks", "all"], exclude: Sequence[str]
+) -> None:
+    """Raise ``ValueError`` for inputs that the pattern does not divide, before anything is pruned."""
+    if (group := parse_structure(pattern)) is None:
+        return
+    flipped = turned(model)
+    for name, weight in block_weights(model, targets=targets, exclude=exclude).weights.items():
+        if (inputs := weight.shape[0 if name in flipped else 1]) % group[1]:
+            raise ValueError(f"{name} has {inputs} inputs, not a multiple of {group[1]}, which {pattern} needs")
 
 
 def turned(model: nn.Module) -> set[str]:
