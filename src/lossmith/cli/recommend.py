@@ -67,6 +67,7 @@ def fit(
     from lossmith.tasks.recommendation import inject_noise as noised
     from lossmith.tasks.recommendation.noise import split_interactions
     from lossmith.tasks.recommendation.reading import read_parts
+    from lossmith.training import NonFiniteLossError
 
     check_new_folder(out)
     if not 0 <= validation < 1:
@@ -92,7 +93,11 @@ def fit(
         learning_rate=learning_rate,
         seed=seed,
         disable_tqdm=not sys.stderr.isatty(),
-    ).fit(table, held)
+    )
+    try:
+        recommender.fit(table, held)
+    except NonFiniteLossError as error:
+        raise InputError(f"{error}; choose a smaller --learning-rate than {learning_rate:g}") from None
     recommender.save_pretrained(out)
     typer.echo(f"{recommender.steps_} steps; saved in {out}")
     if noisy is not None:

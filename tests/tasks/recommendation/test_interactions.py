@@ -61,7 +61,7 @@ EXPECTED = {("u1", "i9"), ("u1", "i2"), ("u2", "i9")}
         ("pairs.txt", "u1 i9\nu1 i2\nu2 i9\n"),
         ("counts.txt", "u1\ti9\t3\nu1\ti2\t1\n\nu2\ti9\t12\n"),
         ("zeros.txt", "u1 i9 3\nu1 i2 0.5\nu2 i9 1\nu2 i2 0\n"),
-        ("lists.txt", "u1 i9 i2\nu2 i9\n"),
+        ("lists.txt", "u1 i9 i2 i9\nu2 i9\n"),
         ("comma.csv", "u1,i9\nu1,i2\nu2,i9\n"),
         ("header.csv", "userId,itemId,rating\nu1,i9,3\nu1,i2,1\nu2,i9,2\n"),
         ("swapped.csv", "rating,item_id,user_id\n3,i9,u1\n1,i2,u1\n2,i9,u2\n"),
@@ -89,10 +89,14 @@ def test_other_columns_thresholds_and_parquet(tmp_path: Path) -> None:
             read_interactions(tmp_path / name, user="who")
 
 
-def test_a_file_of_lists_whose_lines_have_three_cells_needs_to_be_told(tmp_path: Path) -> None:
+def test_a_table_with_a_broken_line_is_not_read_as_lists(tmp_path: Path) -> None:
     path = write(tmp_path / "t.txt", "0 5 6\n1 7 8\n2\n")
-    assert len(read_interactions(path)) == 4
-    assert read_interactions(path).dropped_users == 1
+    with pytest.raises(InputError, match="line 3: 1 cells, other lines have 3"):
+        read_interactions(path)
+    lists = read_interactions(path, layout="lists")
+    assert (len(lists), lists.dropped_users) == (4, 1)
+    longer = write(tmp_path / "l.txt", "0 5 6 7\n1 7 8\n2\n")
+    assert len(read_interactions(longer)) == 5
     same = write(tmp_path / "s.txt", "0 5 6\n1 7 8\n")
     assert len(read_interactions(same)) == 2
     assert len(read_interactions(same, layout="lists")) == 4

@@ -37,7 +37,8 @@ def read_interactions(
             ``.json``, an object from users to lists of items.
         layout: of text: ``pairs`` (``user item``), ``counts`` (``user item count``, further columns are not read),
             ``lists`` (``user item item ...``, LightGCN's) or ``auto``: by the header; else lists where lines differ
-            in length, counts where all have three cells or more, pairs where all have two.
+            in length and some have more than three cells, counts where all have three or more, pairs where all have
+            two.
         user: name of the user's column, if not one of the usual.
         item: name of the item's column, if not one of the usual.
         count: name of the column of counts or ratings, if not one of the usual.
@@ -117,6 +118,14 @@ def _from_text(path: Path, layout: str, user: str | None, item: str | None, coun
         return
     lengths = {len(row) for _, row in cells}
     if layout == "auto":
+        if len(lengths) > 1 and max(lengths) <= 3:
+            # A table with a broken line must not be read as lists whose items are its counts.
+            usual = max(lengths, key=[len(row) for _, row in cells].count)
+            n, row = next((n, row) for n, row in cells if len(row) != usual)
+            raise InputError(
+                f"{path}, line {n}: {len(row)} cells, other lines have {usual}; mend it, or say the layout: "
+                "pairs, counts or lists"
+            )
         layout = "lists" if len(lengths) > 1 else "pairs" if lengths == {2} else "counts"
     if layout == "lists":
         for n, row in cells:
