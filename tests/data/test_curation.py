@@ -251,3 +251,13 @@ def test_tables_compressed_files_and_records_of_other_formats_are_read(tmp_path:
     latex = {item.id: item for item in read_sources([tmp_path / "t.csv"], records)}
     assert getattr(latex["x7"], "text", "") == "a $b$"
     assert "never closed" in getattr(latex["x8"], "reason", "")
+
+
+def test_the_configuration_that_the_documentation_shows_is_one(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "curation.md").read_text(encoding="utf-8")
+    start = page.index("name: bread")
+    (tmp_path / "bread.yaml").write_text(page[start : page.index("```", start)])
+    domain = load_domain(tmp_path / "bread.yaml")
+    assert domain.keywords.terms[1] == "yeast*"
+    assert domain.relevance.labelled == tmp_path / "labelled.jsonl"
+    assert domain.quality == Domain().quality

@@ -165,3 +165,12 @@ def test_what_cannot_be_adapted_is_one_sentence(
 ) -> None:
     with pytest.raises(InputError, match=match):
         adapt_language_model(model_for(corpus), corpus, folder=tmp_path, **changes)
+
+
+def test_text_of_which_nothing_is_held_out_is_one_sentence(text_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("One short text.")
+    for domain, general in ((text_folder / "numbers", tmp_path / "short.txt"), (tmp_path / "short.txt", text_folder)):
+        path = combine_sources(str(domain), str(general), tmp_path / "both.jsonl")
+        both = prepare(path, domain_field="domain", vocab_size=300, sequence_length=32, packing="concatenated")
+        with pytest.raises(InputError, match=r"too little text of '(general|domain)' to judge on"):
+            adapt_language_model(model_for(both), both, folder=tmp_path)

@@ -54,6 +54,7 @@ def adapt(
     `lossmith adapt corpus.jsonl --model my_model/ --method lora --learning-rate 5e-4 --questions exam.jsonl --out it/`
     """
     import dataclasses
+    import tempfile
 
     from lossmith.cli.functions import function_named
     from lossmith.data.questions import read_questions
@@ -75,22 +76,23 @@ def adapt(
         judged |= {"metrics": (*judged["metrics"], "judge"), "judge": function_named(judge, "--judge")}
     adapted, corpus = _prepared(data, general, model, text_field, category_field, sequence_length, seed)
     before = evaluate_questions(adapted, corpus.tokenizer, asked, **judged) if asked else None
-    adapted, found = adapt_language_model(
-        adapted,
-        corpus,
-        folder=out / "trainer",
-        replay_fraction=replay,
-        method=method,  # type: ignore[arg-type]
-        rank=rank,
-        adapter=out / "adapter" if method == "lora" else None,
-        epochs=epochs,
-        steps=steps,
-        batch_size=batch_size,
-        micro_batch_size=micro_batch_size,
-        seed=seed,
-        learning_rate=learning_rate,
-        bf16=bf16,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        adapted, found = adapt_language_model(
+            adapted,
+            corpus,
+            folder=folder,
+            replay_fraction=replay,
+            method=method,  # type: ignore[arg-type]
+            rank=rank,
+            adapter=out / "adapter" if method == "lora" else None,
+            epochs=epochs,
+            steps=steps,
+            batch_size=batch_size,
+            micro_batch_size=micro_batch_size,
+            seed=seed,
+            learning_rate=learning_rate,
+            bf16=bf16,
+        )
     after = evaluate_questions(adapted, corpus.tokenizer, asked, **judged) if asked else None
     adapted.save_pretrained(out)  # type: ignore[operator]
     corpus.tokenizer.save_pretrained(str(out))
@@ -162,14 +164,13 @@ def questions(
     `lossmith questions corpus.jsonl --model my_instruct_model/ --limit 1000 --out exam.jsonl`
     """
     from lossmith.cli.functions import function_named
-    from lossmith.data import read_corpus
-    from lossmith.data.questions import generate_questions
+    from lossmith.data.questions import documents_to_ask_about, generate_questions
     from lossmith.errors import InputError
 
     if (model is None) == (generate is None):
         raise InputError("give one of --model and --generate")
     write = _writer(model, max_new_tokens) if model else function_named(str(generate), "--generate")
-    documents = read_corpus(data, text_field=text_field, domain_field=category_field)
+    documents = documents_to_ask_about(data, text_field=text_field, category_field=category_field)
 
     def watch(seen: int, kept: int) -> None:
         if seen % 10 == 0:

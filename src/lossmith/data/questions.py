@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from ..files import replacing, write_text
+from .corpus import read_corpus
 from .formats import Document, Fields, read_text, reader_of
 
 INSTRUCTION = (
@@ -322,6 +324,25 @@ class _FieldIfThere(Fields):
 
     def check_columns(self, names: list[str], place: str) -> None:
         pass
+
+
+def documents_to_ask_about(
+    source: str, *, text_field: str = "text", category_field: str | None = None
+) -> Iterator[Document]:
+    """Documents of a corpus, named by their ``id`` where they are records that have one, as those of ``curate``.
+
+    Raises:
+        InputError: as ``read_corpus``.
+    """
+    path = Path(source)
+    if not path.is_file() or reader_of(path) is read_text:
+        yield from read_corpus(source, text_field=text_field, domain_field=category_field)
+        return
+    read = reader_of(path)
+    ids = read(path, "", _FieldIfThere("id"))
+    for document, name in zip(read(path, "", Fields(text_field, category_field)), ids, strict=True):
+        if document.text.strip():
+            yield dataclasses.replace(document, source=name.text or document.source)
 
 
 def cloze_questions(texts: Sequence[Document], *, every: int = 1) -> list[Question]:

@@ -64,6 +64,7 @@ class Adaptation:
 
     def summary(self) -> str:
         """Losses before and after, by domain."""
+        # A part of the domain with hardly any text has nothing held out.
         lines = [f"{'nats per token':<20}{'before':>9}{'after':>9}{'change':>9}"]
         for name in [name for name in self.before if name != self.general] + [self.general] * bool(self.general):
             before, after = self.before[name], self.after[name]
@@ -309,6 +310,11 @@ class AdaptationRows:
             found = rows(held_out, [name])
             if eval_rows is not None and eval_rows < len(found):
                 found = [found[i * len(found) // eval_rows] for i in range(eval_rows)]
+            if not found and (name == general or chosen == [name]):
+                raise InputError(
+                    f"{corpus.source} has too little text of '{name}' to judge on: no document of it is held out; give "
+                    "more documents"
+                )
             validation += found
         domain = rows(train, chosen)
         if not domain:
