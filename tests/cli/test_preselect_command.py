@@ -180,7 +180,8 @@ def test_losses_and_abilities_may_be_given(selected: tuple[str, Path], place: Pa
         ({"seed_documents": 1}, "--seed-documents must be at least 2"),
         ({"targets": "missing.jsonl"}, "missing.jsonl"),
         ({"positives": "best"}, "unknown --positives 'best'"),
-        ({"jobs": 0}, "jobs must be"),
+        ({"jobs": 0}, "--jobs must be at least 1"),
+        ({"epochs": 0}, "--epochs must be at least 1"),
         ({"classifier": "c.bin"}, "--classifier is ready to use: leave --models out"),
         ({"classifier": "c.bin", "models": None}, "c.bin cannot be read as a classifier"),
         ({"scores": "table.parquet"}, "--scores are losses of the documents of --seed-corpus"),
@@ -194,6 +195,15 @@ def test_what_cannot_be_selected_is_one_sentence(
     with pytest.raises(InputError, match=match):
         run(*arguments(place, tmp_path / "out.jsonl", **changes))
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_more_epochs_are_surer(selected: tuple[str, Path], place: Path, tmp_path: Path) -> None:
+    run(*arguments(place, tmp_path / "out.jsonl", epochs=50))
+    best = [
+        min(json.loads(line)["score"] for line in path.read_text().splitlines())
+        for path in (tmp_path / "out.jsonl", selected[1])
+    ]
+    assert best[0] < 10 * best[1] < 0
 
 
 def test_another_kind_of_file_is_refused_before_anything_is_scored(place: Path, tmp_path: Path) -> None:

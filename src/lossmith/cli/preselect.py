@@ -38,6 +38,7 @@ class PreselectOptions:
     scores: Path | None
     classifier: Path | None
     positives: str
+    epochs: int
     jobs: int
     seed: int
 
@@ -66,6 +67,8 @@ def preselect_scores(
         raise InputError(f"unknown --positives '{options.positives}': {did_you_mean(options.positives, POSITIVES)}")
     if options.jobs < 1:
         raise InputError(f"--jobs must be at least 1, got {options.jobs}")
+    if options.epochs < 1:
+        raise InputError(f"--epochs must be at least 1, got {options.epochs}")
     held: frozenset[int] = frozenset()
     if options.classifier is not None:
         given = {"--models": options.models, "--model-scores": options.model_scores, "--scores": options.scores}
@@ -162,7 +165,7 @@ def _classifier(seeds: _Seeds, fields: dict[str, Any], folder: Path, options: Pr
     typer.echo(f"{len(labels.positives)} positives, {len(labels.negatives)} negatives")
     texts = [document.text for document in documents]
     positives, negatives = ([texts[i] for i in some] for some in (labels.positives, labels.negatives))
-    classifier = DocumentClassifier.fit(positives, negatives, seed=options.seed)
+    classifier = DocumentClassifier.fit(positives, negatives, epochs=options.epochs, seed=options.seed)
     classifier.save(folder / "classifier.bin")
     words = list(classifier.word_weights())
     report = {

@@ -77,6 +77,9 @@ def select(
     positives: Annotated[
         str, typer.Option(help="For preselect: perfect (documents that rank all models rightly) or quantile.")
     ] = "perfect",
+    epochs: Annotated[
+        int, typer.Option(help="For preselect: passes of the classifier; more where seed documents are few.")
+    ] = 5,
     classifier: Annotated[
         Path | None,
         typer.Option(
@@ -129,6 +132,7 @@ def select(
             scores=scores,
             classifier=classifier,
             positives=positives,
+            epochs=epochs,
             jobs=jobs,
             seed=seed,
         )
