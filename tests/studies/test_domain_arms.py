@@ -13,6 +13,7 @@ from lossmith.cli import app
 from lossmith.errors import InputError
 from lossmith.studies.arms import parse_arm
 from lossmith.studies.compare import Watcher, prepare_runs, run_compare
+from lossmith.studies.domain_draws import rise_notes
 from lossmith.studies.settings import CompareSettings, Execution, make_settings
 
 COOLDOWN, UPWEIGHT = "cooldown: sampler=temperature(tau=5 -> 1)", "upweight: weighting=scalarization(tau=5)"
@@ -47,8 +48,20 @@ def test_arms_by_domain_run_on_the_users_domains_and_report_each(languages: Path
     assert "en " in said
     assert "sw " in said
     assert any("each domain's in the same order" in note for note in comparison.notes)
+    lines = (tmp_path / "out/runs/cooldown/seed-0/metrics.jsonl").read_text().splitlines()
+    evaluated = [m for m in map(json.loads, lines) if "eval/loss" in m]
+    assert evaluated[-1]["eval/sw/loss"] == pytest.approx(losses["cooldown"]["eval/sw/loss"], rel=1e-12)
     config = json.loads((tmp_path / "out/runs/cooldown/seed-0/config.json").read_text())
     assert config["sampler"] == "temperature(tau=cooldown(5, 1))"
+
+
+def test_a_domain_whose_loss_rises_again_is_named() -> None:
+    runs = [
+        [{"step": s, "eval/sw/loss": v, "eval/en/loss": 4 - s} for s, v in enumerate(c)]
+        for c in ([3, 2, 2.5], [3, 1, 1.1])
+    ]
+    (note,) = rise_notes({"hot": runs, "cold": [[{"step": 1, "eval/sw/loss": 2.0}]]}, ["en", "sw"])
+    assert note == "hot: the loss on sw ends 0.3 nats above its lowest (step 1, 1): it is learned by heart."
 
 
 def test_many_passes_and_a_single_domain_are_said_beforehand(languages: Path, tmp_path: Path) -> None:

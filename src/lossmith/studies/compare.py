@@ -14,7 +14,7 @@ from lossmith.errors import InputError
 from lossmith.files import read_json, write_json
 from lossmith.reporting import Claim, Comparison, Cost, Curve, Forecast, Run, smallest_detectable
 from lossmith.studies.arms import Arm, slug
-from lossmith.studies.domain_draws import draw_notes
+from lossmith.studies.domain_draws import draw_notes, rise_notes
 from lossmith.studies.grid import Job, plan, run_jobs
 from lossmith.studies.settings import DEFAULT_TOKENS, CompareSettings, Execution
 from lossmith.training.language_model import LanguageModelRun, run_language_model, training_arguments
@@ -347,11 +347,20 @@ def collect(
         notes=(
             *_notes(settings, corpus),
             *draw_notes([p.run for p in planned[: len(settings.arms)]], corpus),
+            *rise_notes(_logged(planned), corpus.domains if len(corpus.domains) > 1 else ()),
             *_weights_notes(settings, planned),
         ),
         paper=heading.paper,
         forecasts=_forecasts(settings, planned, runs),
     )
+
+
+def _logged(planned: list[Planned]) -> dict[str, list[list[dict[str, Any]]]]:
+    """What every run logged, by arm."""
+    found: dict[str, list[list[dict[str, Any]]]] = {}
+    for p in planned:
+        found.setdefault(p.run.arm, []).append(read_json_lines(p.folder / "metrics.jsonl"))
+    return found
 
 
 def _forecasts(settings: CompareSettings, planned: list[Planned], runs: tuple[Run, ...]) -> tuple[Forecast, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lossmith.errors import InputError
@@ -9,6 +10,8 @@ from lossmith.training.language_model import LanguageModelRun
 
 # Passes through a domain beyond which it is likely to be learned by heart.
 _MANY = 10
+# Nats by which a domain's loss must have risen, on average over seeds, to be worth a line.
+_RISE = 0.02
 
 
 def passes_by_domain(run: LanguageModelRun, corpus: Any) -> dict[str, float]:
@@ -37,6 +40,31 @@ def passes_by_domain(run: LanguageModelRun, corpus: Any) -> dict[str, float]:
         return {}
     numbers = np.unique(domains_of(corpus.train)).tolist()
     return {corpus.domains[number]: float(p) for number, p in zip(numbers, sampler.passes(), strict=True)}
+
+
+def rise_notes(curves: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], domains: Sequence[str]) -> list[str]:
+    """Where a domain's validation loss has risen again along the run: it is being learned by heart.
+
+    Args:
+        curves: for each arm the metrics of its runs, one list of logged lines per seed.
+        domains: names.
+    """
+    notes = []
+    for arm, runs in curves.items():
+        for name in domains:
+            rises, steps = [], []
+            for lines in runs:
+                points = [(m[f"eval/{name}/loss"], m["step"]) for m in lines if m.get(f"eval/{name}/loss") is not None]
+                if len(points) > 1:
+                    lowest, step = min(points)
+                    rises.append(points[-1][0] - lowest)
+                    steps.append(str(step))
+            if rises and (rise := sum(rises) / len(rises)) > _RISE:
+                notes.append(
+                    f"{arm}: the loss on {name} ends {rise:.3g} nats above its lowest (step {', '.join(steps)}): it is "
+                    "learned by heart."
+                )
+    return notes
 
 
 def draw_notes(runs: list[LanguageModelRun], corpus: Any) -> list[str]:

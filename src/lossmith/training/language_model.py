@@ -179,6 +179,7 @@ def _train(run: LanguageModelRun, folder: Path, corpus_folder: Path, record: Run
         objective=NextToken(run.loss, chunk_size=run.chunk_size),
         weighting=WEIGHTINGS.build(run.weighting),
         sampler=SAMPLERS.build(run.sampler),
+        domains=corpus.domains if len(corpus.domains) > 1 else (),
         record=record,
         callbacks=[callback] if callback is not None else None,
         train_dataset=corpus.train,

@@ -69,6 +69,8 @@ class Trainer(transformers.Trainer):
             example the same.
         sampler: what the examples of each step are, for instance ``temperature(tau=5)``; see
             :mod:`lossmith.data.sampling`. ``None`` draws all alike. Needs ``max_steps``.
+        domains: names of the evaluation data's domains, by number: each one's loss is evaluated too
+            (``eval_<name>_loss``).
         record: the run record that metrics go to; checkpoints go to ``args.output_dir``.
 
     Where weights depend on losses and a step has several micro-batches, they are scored in a first pass without
@@ -89,6 +91,7 @@ class Trainer(transformers.Trainer):
         objective: Objective | Callable[[nn.Module, Batch], Tensor] | None = None,
         weighting: Weighting | Callable[[Tensor, int], Tensor] | None = None,
         sampler: Sampling | None = None,
+        domains: tuple[str, ...] = (),
         record: RunRecord | None = None,
         **kwargs: Any,
     ):
@@ -104,7 +107,7 @@ class Trainer(transformers.Trainer):
         super().__init__(model, args, **kwargs)
         self.objective: Any = objective
         self.record = record
-        self.sampler = sampler
+        self.sampler, self.domains = sampler, domains
         self.weighting: Any = UniformWeighting() if weighting is None else self._for_domains(weighting)
         self.last_evaluation: Evaluation | None = None
         self.evaluated_step: int | None = None
@@ -333,7 +336,7 @@ class Trainer(transformers.Trainer):
         domains = table[:, 4].long() if bool((table[:, 4] >= 0).all()) else None
         self.last_evaluation = Evaluation(table[:, 1], table[:, 2].long(), table[:, 3].long(), domains)
         self.evaluated_step = self.state.global_step
-        metrics = evaluation_metrics(self.last_evaluation, prefix=metric_key_prefix)
+        metrics = evaluation_metrics(self.last_evaluation, prefix=metric_key_prefix, domains=self.domains)
         self._clock.exclude(time.perf_counter() - started)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -510,7 +513,7 @@ class _RecordCallback(TrainerCallback):
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
         names = {k: _RECORD_NAMES.get(k, k) for k in logs}
-        names |= {k: "eval/" + k[5:] for k in logs if k.startswith("eval_")}
+        names |= {k: "eval/" + k[5:].replace("_loss", "/loss") for k in logs if k.startswith("eval_")}
         names |= {k: "weights/" + k[8:] for k in logs if k.startswith("weights_")}
         self.record.append({"step": state.global_step, **{names[k]: v for k, v in logs.items()}})
 
