@@ -68,13 +68,24 @@ def test_redundancy_is_reported_as_table_file_and_picture(workplace: Path) -> No
 
 def test_a_pruned_model_answers_by_its_schedule(workplace: Path) -> None:
     found = lossmith("prune", workplace / "model", "--schedule", "one_nn(step=input, keep=0.5)",
-                     "--out", workplace / "cheaper")  # fmt: skip
+                     "--eval", workplace / "photos", "--out", workplace / "cheaper")  # fmt: skip
     assert found.exit_code == 0, found.output
     assert "one_nn(keep=0.5, step=input): 0." in found.output
+    assert "files 1.00x (the weights stay), time of one answer " in found.output
+    assert "right tokens 1.000 -> " in found.output
+    assert "over 12 questions" in found.output
     answered = lossmith("answer", workplace / "cheaper", workplace / "photos")
     full = lossmith("answer", workplace / "cheaper", workplace / "photos", "--prune", "none")
     assert "which colour ? -> " in answered.output
     assert answered.output.splitlines()[-1].split("; ")[1] != full.output.splitlines()[-1].split("; ")[1]
+
+
+def test_a_schedule_that_is_slower_says_so(workplace: Path) -> None:
+    """More than thirty scoring passes for each answer cost more than the tokens that they save."""
+    found = lossmith("prune", workplace / "model", "--schedule", "answer_logits(step=0, keep=0.5, groups=32)",
+                     "--out", workplace / "dearer")  # fmt: skip
+    assert found.exit_code == 0, found.output
+    assert "x: slower than the full model" in found.output
 
 
 @pytest.mark.parametrize(

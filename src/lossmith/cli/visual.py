@@ -183,16 +183,21 @@ def prune(
     model: Model,
     schedule: Annotated[str, typer.Option(help="selector(option=value, ...), or none.")],
     out: Annotated[Path, typer.Option(help="New folder for the model with its schedule.")],
+    data: Annotated[
+        str | None, typer.Option("--eval", help="Questions on which to measure what is lost.", show_default=False)
+    ] = None,
 ) -> None:
     """Save a model that drops visual tokens whenever it answers; its weights stay as they are.
 
-    `lossmith visual prune model/ --schedule "vtw(layer=1, every_step=true)" --out cheaper/`
+    What it saves and loses is measured beside the full model, in this process.
+
+    `lossmith visual prune model/ --schedule "vtw(layer=1, every_step=true)" --eval held_out.jsonl --out cheaper/`
     """
     from lossmith.files import check_new_folder
     from lossmith.sparsity import prune_visual_tokens, visual_flops
 
     check_new_folder(out)
-    answerer = _load(model)
+    answerer, rows = _load(model), _read(data) if data is not None else []
     chosen = prune_visual_tokens(answerer, schedule)
     length, shape = answerer.answer_length_, answerer.model_.shape
     size = {"text": 1, "visual": answerer.model_.vision.tokens, "answer": length, "steps": length}
@@ -202,6 +207,17 @@ def prune(
         raise InputError(f"--schedule {schedule}: {error} (answers of {length} tokens)") from None
     answerer.save_pretrained(out)
     typer.echo(f"{chosen or 'no pruning'}: {ratio:.3f} of the multiply-adds of the longest answer; saved in {out}")
+    if chosen is None:
+        return
+    times = answerer.time_ratio(chosen)
+    slower = ": slower than the full model" if times > 1 else ""
+    typer.echo(f"measured here: files 1.00x (the weights stay), time of one answer {times:.2f}x{slower}")
+    if rows and (points := (report := answerer.redundancy(rows, selectors=(), schedules=[chosen])).points):
+        point = points[0]
+        typer.echo(
+            f"right tokens {report.accuracy:.3f} -> {point.accuracy:.3f}, change {point.change:+.3f} "
+            f"[{point.low:+.3f}, {point.high:+.3f}] over {report.questions} questions"
+        )
 
 
 def _drawn_for_training(questions: str, examples: int) -> list[ImageQuestion] | None:
