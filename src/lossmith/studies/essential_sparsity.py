@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from lossmith.reporting.comparison import Claim, Cost
+from lossmith.studies.sharing import tensors_once
 from lossmith.studies.study import Experiment, Paper, Study
 
 ARMS = {
@@ -122,7 +123,7 @@ def _digits(
         model.body.load_state_dict(_part(stored, "body."))
         return model
 
-    shared = _once(Path(options.get("shared", folder)) / f"{kind}-{seed}.safetensors", pretrain)
+    shared = tensors_once(Path(options.get("shared", folder)) / f"{kind}-{seed}.safetensors", pretrain)
     pretraining, unpruned = shared["seconds"].tolist()
     spent.clear()
 
@@ -153,21 +154,6 @@ def prepare(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 def _part(stored: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}
-
-
-def _once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What ``make`` makes, from its file if another arm has made it; two arms at once wait for each other."""
-    from safetensors.torch import load_file, save_file
-
-    from lossmith.files import replacing
-    from lossmith.training.record import locked
-
-    with locked(path.with_suffix(""), wait_seconds=600):
-        if not path.exists():
-            made = make()
-            with replacing(path) as temporary:
-                save_file({name: value.contiguous() for name, value in made.items()}, temporary)
-    return load_file(path)
 
 
 def _masked_pixels(seed: int) -> Callable[[Any, Mapping[str, Any]], Any]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lossmith.reporting.comparison import Claim, Cost
+from lossmith.studies.sharing import tensors_once
 from lossmith.studies.study import Experiment, Paper, Study
 
 ARMS = {
@@ -62,7 +63,7 @@ def prepare(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     ids = torch.cat([torch.from_numpy(row).long() for row in encode(tokenizer, texts[: int(options["documents"])])])
     path = folder / "tokens.safetensors"
     save_file({"tokens": ids}, path)
-    return {"tokens": str(path), "vocabulary": len(tokenizer)}
+    return {"tokens": str(path), "vocabulary": len(tokenizer), "trained": str(folder / "trained")}
 
 
 def experiment(arm: str, seed: int, options: Mapping[str, Any], folder: Path) -> Experiment:
@@ -72,46 +73,64 @@ def experiment(arm: str, seed: int, options: Mapping[str, Any], folder: Path) ->
         return _published(arm, seed, options, started)
     import torch
 
-    from lossmith.training.objectives import NextToken
-
     length, steps = int(options["sequence_length"]), _moment(arm, options)
     train, held_out = _windows(options, length)
     model = _small_model(options, seed)
-    batch = int(options["batch_size"])
-    cost = Cost()
+    cost, seconds = Cost(), 0.0
     if steps:
-        from lossmith.studies.tensor_training import train_on_tensors
 
-        total = int(options["steps"])
+        def train_to_moment() -> dict[str, Any]:
+            began = time.perf_counter()
+            flops = _train(model, train, steps, seed, options, folder)
+            spent = torch.tensor([flops, time.perf_counter() - began], dtype=torch.float64)
+            return {**model.state_dict(), "spent": spent}
 
-        def optimizers(network: Any) -> tuple[Any, Any]:
-            optimizer = torch.optim.AdamW(network.parameters(), lr=float(options["learning_rate"]), weight_decay=0.01)
-            warmup = max(1, total // 20)
-
-            # The schedule of the whole training, wherever this arm stops.
-            def factor(step: int) -> float:
-                return min((step + 1) / warmup, 1 - 0.9 * max(0, step - warmup) / max(1, total - warmup))
-
-            return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-        generator = torch.Generator().manual_seed(seed)
-        rows = train[torch.randperm(len(train), generator=generator)[: total * batch]]
-        trained = train_on_tensors(
-            model,
-            {"input_ids": rows, "labels": rows},
-            NextToken(),
-            steps=steps,
-            batch_size=batch,
-            seed=seed,
-            folder=folder,
-            optimizers=optimizers,
-            tokens_per_example=length,
-            max_grad_norm=1.0,
-        )
-        cost = Cost(tokens=steps * batch * length, steps=steps, flops=trained.flops)
+        # Arms of one moment look at one model.
+        found = tensors_once(Path(options["trained"]) / f"step-{steps}-seed-{seed}.safetensors", train_to_moment)
+        flops, seconds = found.pop("spent").tolist()
+        model.load_state_dict(found)
+        cost = Cost(tokens=steps * int(options["batch_size"]) * length, steps=steps, flops=flops)
+    started = time.perf_counter()
     samples = held_out[torch.randperm(len(held_out), generator=torch.Generator().manual_seed(seed))]
     metrics = _measure(model, samples[: int(options["samples"])], arm, options)
-    return Experiment(metrics, Cost(cost.tokens, cost.steps, seconds=time.perf_counter() - started, flops=cost.flops))
+    seconds += time.perf_counter() - started
+    return Experiment(metrics, Cost(cost.tokens, cost.steps, seconds=seconds, flops=cost.flops))
+
+
+def _train(model: Any, windows: Any, steps: int, seed: int, options: Mapping[str, Any], folder: Path) -> float:
+    """The first ``steps`` of the whole training; its floating-point operations."""
+    import torch
+
+    from lossmith.studies.tensor_training import train_on_tensors
+    from lossmith.training.objectives import NextToken
+
+    total, batch = int(options["steps"]), int(options["batch_size"])
+
+    def optimizers(network: Any) -> tuple[Any, Any]:
+        optimizer = torch.optim.AdamW(network.parameters(), lr=float(options["learning_rate"]), weight_decay=0.01)
+        warmup = max(1, total // 20)
+
+        # The schedule of the whole training, wherever this arm stops.
+        def factor(step: int) -> float:
+            return min((step + 1) / warmup, 1 - 0.9 * max(0, step - warmup) / max(1, total - warmup))
+
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+    generator = torch.Generator().manual_seed(seed)
+    rows = windows[torch.randperm(len(windows), generator=generator)[: total * batch]]
+    trained = train_on_tensors(
+        model,
+        {"input_ids": rows, "labels": rows},
+        NextToken(),
+        steps=steps,
+        batch_size=batch,
+        seed=seed,
+        folder=folder,
+        optimizers=optimizers,
+        tokens_per_example=windows.shape[1],
+        max_grad_norm=1.0,
+    )
+    return float(trained.flops)
 
 
 def _moment(arm: str, options: Mapping[str, Any]) -> int:
