@@ -136,7 +136,6 @@ class DomainSampler(Sampler[int]):
         """The domains drawn, in order, some hundred steps at a time."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + 499_979)
         first, last = 0, -(-self.total // self.batch_size)
-        before: np.ndarray | None = None
         while first < last:
             steps = range(first, min(first + _BLOCK, last))
             uniform = torch.rand(len(steps), self.batch_size, dtype=torch.float64, generator=generator).numpy()
@@ -146,8 +145,7 @@ class DomainSampler(Sampler[int]):
                 # Rounding must not leave a gap above the last border.
                 borders[-1] = np.inf
                 drawn[row] = np.searchsorted(borders, uniform[row], side="right")
-            before = drawn.reshape(-1)[: self.total - first * self.batch_size]
-            yield before
+            yield drawn.reshape(-1)[: self.total - first * self.batch_size]
             first = steps.stop
 
     def counts(self) -> np.ndarray:
