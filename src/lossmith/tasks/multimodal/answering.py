@@ -16,6 +16,7 @@ from lossmith.data.image_questions import ImageQuestion
 from lossmith.errors import InputError, did_you_mean
 from lossmith.files import read_json, write_json
 from lossmith.sparsity import Denoised, PruneSchedule, denoise_generate
+from lossmith.tasks.multimodal.encoding import QuestionRows
 from lossmith.tasks.multimodal.model import MultimodalDiffusionModel
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class ImageAnswerer:
         torch.manual_seed(self.seed)
         self.tokenizer_ = build_tokenizer(self.tokenizer or self.trunk, questions)
         self.model_ = build_model(self, questions)
-        rows = _Rows(questions, self)
+        rows = QuestionRows(questions, self)
         assert rows.labels is not None
         self.answer_length_ = rows.labels.shape[1]
         share = self.autoregressive_share if self.kind == "adapted" and not isinstance(self.trunk, str | Path) else 0.0
@@ -177,7 +178,7 @@ class ImageAnswerer:
         model = self.model_
         length = answer_length if answer_length is not None else self.answer_length_
         device = next(model.parameters()).device
-        rows = _Rows(questions, self, answered=False)
+        rows = QuestionRows(questions, self, answered=False)
         batch = {k: v.to(device) for k, v in rows.batch(range(len(questions))).items()}
         with torch.no_grad():
             embeddings, visual, real = model.embed_prompt(batch)
@@ -253,7 +254,7 @@ class ImageAnswerer:
         self._check_fitted()
         if not questions:
             raise InputError("no questions to answer")
-        rows = _Rows(questions, self, self.answer_length_)
+        rows = QuestionRows(questions, self, self.answer_length_)
         assert rows.labels is not None
         by_length: dict[int, list[int]] = {}
         for number, length in enumerate((rows.labels != -100).sum(1).tolist()):
@@ -345,75 +346,3 @@ class AnswerGroup:
     def hits(self, ids: Tensor) -> Tensor:
         """Which tokens are right; what does not count is not."""
         return (ids[:, : self.length].cpu() == self.answers) & self.counted
-
-
-class _Rows:
-    """Questions as tensors; prompts are filled up on the left, so that each answer follows its prompt."""
-
-    def __init__(
-        self, questions: Sequence[ImageQuestion], system: ImageAnswerer, length: int = 0, *, answered: bool = True
-    ):
-        self.questions, self.size = questions, system.model_.vision.size
-        self.channels = system.model_.vision.channels
-        tokenizer = system.tokenizer_
-        ids = [row[-system.max_prompt :] for row in _encode(tokenizer, [q.prompt for q in questions])]
-        # An empty prompt still has a token, from which a shifted model reads.
-        pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
-        ids = [row or [end] for row in ids]
-        widest = max(map(len, ids))
-        self.prompts = torch.tensor([[pad] * (widest - len(row)) + row for row in ids])
-        self.real = torch.tensor([[0] * (widest - len(row)) + [1] * len(row) for row in ids])
-        self.labels: Tensor | None = None
-        if answered:
-            self._encode_answers(system, length)
-
-    def _encode_answers(self, system: ImageAnswerer, length: int) -> None:
-        tokenizer = system.tokenizer_
-        texts = [q.completion for q in self.questions]
-        answers = [row[: system.max_answer] for row in _encode(tokenizer, texts)]
-        for number, row in enumerate(answers):
-            if not row:
-                asked = self.questions[number].prompt
-                raise InputError(f"question {number + 1} ('{asked}') has no answer to learn or to judge by")
-        longest = max(map(len, answers))
-        if system.stop:
-            # With the end; a multiple of four, so that quarters of the steps are steps.
-            longest = max(-4 * (-(longest + 1) // 4), length)
-        fill = tokenizer.eos_token_id if system.stop else -100
-        self.labels = torch.tensor([row + [fill] * (longest - len(row)) for row in answers])
-        lengths = torch.tensor([len(row) + system.stop for row in answers]).unsqueeze(1)
-        #: Which tokens are judged: the answer, and its end where it has one.
-        self.counted = torch.arange(longest) < lengths
-
-    def batch(self, numbers: Sequence[int]) -> dict[str, Tensor]:
-        rows = list(numbers)
-        batch = {
-            "pixel_values": pixels_of([self.questions[i].image for i in rows], self.size, self.channels),
-            "input_ids": self.prompts[rows],
-            "attention_mask": self.real[rows],
-        }
-        return batch if self.labels is None else {**batch, "labels": self.labels[rows]}
-
-
-def _encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    ids = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-    return [list(row) for row in ids]
-
-
-def pixels_of(images: Sequence[Path | Tensor], size: int, channels: int) -> Tensor:
-    """Pixels in [0, 1] of one size and number of channels; files are scaled, tensors must fit."""
-    from lossmith.data.images import PixelsOnDisk
-
-    files = [image for image in images if isinstance(image, Path)]
-    read = iter(PixelsOnDisk(files, size)[range(len(files))] if files else ())
-    found = []
-    for image in images:
-        pixels = image if isinstance(image, Tensor) else next(read)
-        if pixels.ndim != 3 or pixels.shape[1:] != (size, size):
-            raise InputError(f"images must be of {size} x {size} pixels, got {tuple(pixels.shape)}")
-        if pixels.shape[0] != channels:
-            if {pixels.shape[0], channels} != {1, 3}:
-                raise InputError(f"images must have {channels} channels, got {pixels.shape[0]}")
-            pixels = pixels.mean(0, keepdim=True) if channels == 1 else pixels.expand(3, -1, -1)
-        found.append(pixels.float())
-    return torch.stack(found)
