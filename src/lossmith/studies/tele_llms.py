@@ -149,7 +149,7 @@ def _train(arm: str, seed: int, options: Mapping[str, Any], folder: Path) -> dic
     else:
         name = options["model"]
     transformers.set_seed(seed)
-    shape = {"vocab_size": len(corpus.tokenizer), "sequence_length": int(options["sequence_length"])}
+    shape: dict[str, Any] = {"vocab_size": len(corpus.tokenizer), "sequence_length": int(options["sequence_length"])}
     model, done = adapt_language_model(
         build_model(name, **shape),
         corpus,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import unicodedata
+import re
+
+# Tabs, ends of lines and form feeds are text.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f]")
 
 
 class Unreadable(ValueError):
@@ -27,7 +30,7 @@ def decoded(data: bytes, encoding: str = "utf-8") -> str:
     except UnicodeDecodeError as error:
         raise Unreadable(f"not {encoding.upper()} at byte {error.start} (0x{data[error.start]:02x})") from None
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-    controls = sum(unicodedata.category(c) == "Cc" and c not in "\n\t\f" for c in text[:65536])
+    controls = len(_CONTROLS.findall(text[:65536]))
     if controls > 0.01 * min(len(text), 65536):
         raise Unreadable("binary file (control characters)")
     return text

@@ -265,7 +265,7 @@ def without_sections(text: str, names: re.Pattern[str]) -> str:
     kept: list[str] = []
     left_out = 0
     for line in text.split("\n"):
-        heading = re.match(r"(#{1,6}) +(.*?)\s*$", line)
+        heading = re.match(r"(#{1,6}) +(.*?)\s*$", line) if line.startswith("#") else None
         if heading:
             level = len(heading[1])
             title = re.sub(r"^(?:[\dA-Z]+\.)*\d*\.?\s+", "", heading[2]).strip(" :.").lower()

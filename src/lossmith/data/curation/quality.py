@@ -31,8 +31,8 @@ def quality_problem(text: str, rules: Quality) -> str | None:
         if not low <= mean <= high:
             return f"mean word length outside {low:g} to {high:g} ({mean:.1f})"
     if rules.minimum_letters is not None and words:
-        characters = sum(map(len, words))
-        letters = sum(character.isalpha() for word in words for character in word) / characters
+        characters = "".join(words)
+        letters = sum(map(str.isalpha, characters)) / len(characters)
         if letters < rules.minimum_letters:
             return f"fewer than {rules.minimum_letters:.0%} letters ({letters:.0%})"
     if rules.maximum_repeated_lines is not None and (share := repeated_lines(text)) > rules.maximum_repeated_lines:
