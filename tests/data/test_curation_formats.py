@@ -199,3 +199,12 @@ def test_bytes_that_are_no_text_are_named() -> None:
         decoded(b"a\0b")
     with pytest.raises(Unreadable, match="control characters"):
         decoded(b"\x01\x02\x03 text")
+
+
+def test_text_that_is_nested_too_deeply_is_set_aside(tmp_path: Path) -> None:
+    from lossmith.data.curation import read_sources
+
+    (tmp_path / "deep.html").write_text("<div>" * 3000 + "x" + "</div>" * 3000)
+    (tmp_path / "deep.tex").write_text("\\footnote{" * 3000 + "x" + "}" * 3000)
+    reasons = [getattr(found, "reason", "") for found in read_sources([tmp_path])]
+    assert reasons == ["HTML does not parse: nested too deeply", "LaTeX does not parse: nested too deeply"]

@@ -202,7 +202,8 @@ def _read(task: _Task, records: Records) -> Iterator[SourceDocument | SetAside]:
     except Unreadable as problem:
         yield SetAside(task.id, "read", str(problem), task.category)
     except RecursionError:
-        yield SetAside(task.id, "read", f"{task.kind} does not parse: nested too deeply", task.category)
+        name = {"latex": "LaTeX", "html": "HTML"}.get(task.kind, task.kind)
+        yield SetAside(task.id, "read", f"{name} does not parse: nested too deeply", task.category)
     else:
         yield document
 
