@@ -99,7 +99,7 @@ def test_no_learning_rate_changes_nothing(corpus: PreparedCorpus, tmp_path: Path
 
 
 def test_adaptation_learns_the_domain_and_replay_keeps_the_general(corpus: PreparedCorpus, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"folder": tmp_path, "steps": 40, "batch_size": 8, "learning_rate": 1e-2}
+    options: dict[str, Any] = {"folder": tmp_path, "steps": 25, "batch_size": 8, "learning_rate": 1e-2}
     base, _ = adapt_language_model(model_for(corpus), corpus, domains=["general"], general=None, **options)
     found = {}
     for name, changes in {
@@ -120,7 +120,7 @@ def test_adaptation_learns_the_domain_and_replay_keeps_the_general(corpus: Prepa
     assert 2 / 3 < lora.flops / full.flops < 0.85
     assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
     assert "general" in full.summary()
-    assert full.steps == 40
+    assert full.steps == 25
 
 
 def test_losses_are_those_of_the_plain_sum_over_rows(corpus: PreparedCorpus, tmp_path: Path) -> None:
