@@ -21,6 +21,7 @@ from lossmith.sparsity import PruningSchedule, SparsePretraining, sparse_pretrai
 from lossmith.studies.arms import parse_arm
 from lossmith.studies.compare import run_compare
 from lossmith.studies.settings import Execution, make_settings
+from lossmith.studies.sparse_arms import measured_lines
 from lossmith.training import NextToken, SparsityCallback, Trainer
 from lossmith.training.models import matmul_parameters, with_exact_norms
 
@@ -204,6 +205,11 @@ def test_arms_of_a_comparison_name_their_weights(text_folder: Path, tmp_path: Pa
     ratio = runs["sparse"].cost.flops / runs["baseline"].cost.flops
     assert ratio == pytest.approx(sparse["average"] / number, rel=1e-9)
     assert any(note.startswith(f"sparse: {number:,} matrix parameters at the start") for note in comparison.notes)
+    (line,) = measured_lines(tmp_path)
+    assert line.startswith("sparse (seed 0) against dense, here (cpu, ")
+    difference = runs["sparse"].metrics["eval/loss"] - runs["baseline"].metrics["eval/loss"]
+    assert f"({difference:+.4f}, 95% interval " in line
+    assert line in comparison.notes
     reasons = {found.arm: found.reason for found in comparison.forecasts}
     assert reasons["sparse"].startswith("the number of its weights changes while it trains")
     assert reasons["narrow"].startswith("too short")

@@ -152,10 +152,13 @@ def finish_report(comparison: Any, out: Path, console: Any) -> None:
     """Print the table, write the report, and end with code 2 when a run failed."""
     from lossmith.files import write_json
     from lossmith.reporting import comparison_to_json, print_table, write_all
+    from lossmith.studies.sparse_arms import measured_lines
 
     write_json(out / "comparison.json", comparison_to_json(comparison))
     written = write_all(comparison, out)
     print_table(comparison, console)
+    for line in measured_lines(out):
+        console.print(line, highlight=False, soft_wrap=True)
     console.print(f"report: {written['report.html']}", highlight=False, soft_wrap=True)
     if failed := [run for run in comparison.runs if run.error]:
         for run in failed:

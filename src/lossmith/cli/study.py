@@ -108,7 +108,7 @@ def environment_line(environment: Any) -> str:
 def list_(
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
-    """Every study: its family, its question and its paper."""
+    """Every study: its family, its question and its paper (titles with --json)."""
     from lossmith.studies.study import studies
 
     every = studies()
@@ -128,11 +128,11 @@ def list_(
         typer.echo(json.dumps(rows, indent=2))
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.padding import Padding
 
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("study", "family", "question", "paper"):
-        table.add_column(name, overflow="fold", no_wrap=name in ("study", "family"))
+    console = Console(highlight=False)
     for s in every.values():
-        table.add_row(s.slug, s.family, s.question, str(s.paper))
-    Console().print(table)
+        # Titles would hide the questions; the cards and --json have them.
+        paper = f"arXiv {s.paper.arxiv}" if s.paper.arxiv else str(s.paper.year)
+        console.print(f"[bold]{s.slug}[/bold]  {s.family}, {paper}")
+        console.print(Padding(s.question, (0, 0, 0, 4)))

@@ -17,6 +17,7 @@ from lossmith.studies.arms import Arm, slug
 from lossmith.studies.domain_draws import draw_notes, rise_notes
 from lossmith.studies.grid import Job, plan, run_jobs
 from lossmith.studies.settings import DEFAULT_TOKENS, CompareSettings, Execution
+from lossmith.studies.sparse_arms import measure_sparse_arms, measured_lines
 from lossmith.training.language_model import LanguageModelRun, run_language_model, training_arguments
 from lossmith.training.record import differences, environment, locked, read_json_lines
 
@@ -269,6 +270,7 @@ def _run_planned(
             watcher.done(by_name[outcome.job.name], outcome.value, errors.get(outcome.job.name))
     finally:
         watcher.finish()
+    measure_sparse_arms(settings, planned, out)
     return collect(settings, out, planned, errors, corpus, heading)
 
 
@@ -303,6 +305,7 @@ def _run_distributed(
             watcher.done(p, result, None)
     if state.is_main_process:
         watcher.finish()
+        measure_sparse_arms(settings, planned, out)
     return collect(settings, out, planned, {}, corpus, heading)
 
 
@@ -349,6 +352,7 @@ def collect(
             *draw_notes([p.run for p in planned[: len(settings.arms)]], corpus),
             *rise_notes(_logged(planned), corpus.domains if len(corpus.domains) > 1 else ()),
             *_weights_notes(settings, planned),
+            *measured_lines(out),
         ),
         paper=heading.paper,
         forecasts=_forecasts(settings, planned, runs),
