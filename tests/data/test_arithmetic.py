@@ -67,6 +67,7 @@ def test_a_rationale_holds_if_its_equations_are_true_and_of_the_question(rationa
     assert rationale_holds(rationale, "5", "ann has 3 pears , finds 4 , then loses 2") is holds
 
 
+@pytest.mark.slow
 def test_problems_are_distinct_repeatable_and_their_rationales_hold() -> None:
     for form in ("story", "expression"):
         problems = arithmetic_problems(200, seed=3, form=form)

@@ -24,6 +24,7 @@ def small(text_folder: Path, **changes: Any) -> CompareSettings:
     return make_settings({**values, **changes})
 
 
+@pytest.mark.slow
 def test_an_arm_compared_with_itself_is_not_told_apart_and_pairs_share_everything(
     text_folder: Path, tmp_path: Path
 ) -> None:

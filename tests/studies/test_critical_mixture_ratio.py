@@ -111,6 +111,7 @@ def test_domains_that_the_data_do_not_have_are_refused_before_any_training(text_
         run_study(STUDY, "smoke", data=str(text_folder), execution=Execution(out=tmp_path))
 
 
+@pytest.mark.slow
 def test_full_scale_goes_through_the_same_code_with_a_local_model(
     text_folder: Path, options: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -25,6 +25,7 @@ def own(tmp_path_factory: pytest.TempPathFactory, text_folder: Path) -> tuple[di
     return {**options, **STUDY.prepare(options, folder)}, folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", STUDY.arms)
 def test_every_arm_measures_what_its_claims_need(arm: str, own: tuple[dict[str, Any], Path]) -> None:
     options, folder = own

@@ -38,6 +38,7 @@ def languages(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_arms_by_domain_run_on_the_users_domains_and_report_each(languages: Path, tmp_path: Path) -> None:
     comparison = run_compare(small(languages, domain_field="language"), Execution(out=tmp_path / "out", jobs=1))
     assert not [run.error for run in comparison.runs if run.error]

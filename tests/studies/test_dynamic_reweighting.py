@@ -37,6 +37,7 @@ def test_smoke_measures_everything_and_a_second_start_reads_it_back(tmp_path: Pa
         run_study(STUDY, "quick", execution=execution)
 
 
+@pytest.mark.slow
 def test_one_experiment_at_toy_size_is_deterministic(tmp_path: Path) -> None:
     """The same arm and seed give the same numbers; another seed gives others."""
     text = tmp_path / "text.txt"

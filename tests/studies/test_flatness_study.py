@@ -25,6 +25,7 @@ def test_smoke_measures_everything(tmp_path: Path) -> None:
     assert not any(run.error for run in comparison.runs)
 
 
+@pytest.mark.slow
 def test_arms_start_alike_and_move_as_they_say(tmp_path: Path) -> None:
     found = {arm: experiment(arm, 0, STUDY.options["smoke"], tmp_path) for arm in ("converged", "control", "sgd-40000")}
     again = experiment("control", 0, STUDY.options["smoke"], tmp_path)
@@ -63,6 +64,7 @@ def full(tmp_path: Path) -> dict[str, Any]:
     return {**STUDY.options["full"], **small, "shots": 4, "n_probes": 2}
 
 
+@pytest.mark.slow
 def test_full_takes_published_revisions_and_the_users_labelled_texts(tmp_path: Path) -> None:
     options = full(tmp_path)
     found = [experiment(arm, 0, options, tmp_path).metrics for arm in ("converged", "sgd-10000")]

@@ -21,6 +21,7 @@ def metrics(comparison: Any, arm: str) -> list[dict[str, float]]:
     return [dict(run.metrics) for run in comparison.runs if run.arm == arm]
 
 
+@pytest.mark.slow
 def test_known_curves_are_predicted_and_every_arm_gives_every_metric(tmp_path: Path) -> None:
     comparison = run_study(STUDY, "smoke", seeds=1, execution=Execution(out=tmp_path, jobs=1))
     assert all(run.error is None for run in comparison.runs)

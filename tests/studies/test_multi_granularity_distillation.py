@@ -67,6 +67,7 @@ def test_arms_of_every_kind_run(arm: str, teacher: Path) -> None:
     assert found.cost.steps == 2
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_numbers_and_arms_share_their_beginning(teacher: Path) -> None:
     first = run("full", teacher)
     assert run("full", teacher).metrics == first.metrics
@@ -133,6 +134,7 @@ def test_full_scale_goes_through_the_same_code_with_local_models(file: Path, tmp
     assert 0 <= run("full", tmp_path / "out", **changes).metrics["rouge_l"] <= 1
 
 
+@pytest.mark.slow
 def test_questions_of_geoquery_can_be_distilled(real_data: Path, tmp_path: Path) -> None:
     path = real_data / "geoquery" / "train.txt"
     if not path.is_file():

@@ -15,6 +15,7 @@ from lossmith.tasks.recommendation import synthetic_feedback
 SMOKE = STUDY.options["smoke"]
 
 
+@pytest.mark.slow
 def test_every_arm_has_its_metrics_and_its_cost(tmp_path: Path) -> None:
     assert set(WAYS) == set(ARMS)
     comparison = run_study(STUDY, "smoke", seeds=1, execution=Execution(out=tmp_path / "run", jobs=1))

@@ -13,6 +13,7 @@ from lossmith.studies.study import run_study
 TOY = {"steps": 5, "hidden": [6], "tolerance": 1e-2}
 
 
+@pytest.mark.slow
 def test_smoke_measures_everything(tmp_path: Path) -> None:
     comparison = run_study(STUDY, "smoke", execution=Execution(out=tmp_path, jobs=2))
     assert {run.arm for run in comparison.runs} == set(ARMS)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from lossmith.studies.settings import Execution
 from lossmith.studies.study import run_study
 from lossmith.studies.universality_lens import ARMS, STUDY, experiment
 
 
+@pytest.mark.slow
 def test_smoke_measures_everything(tmp_path: Path) -> None:
     comparison = run_study(STUDY, "smoke", execution=Execution(out=tmp_path, jobs=2))
     assert {run.arm for run in comparison.runs} == set(ARMS)

@@ -79,6 +79,7 @@ def test_the_byte_model_is_scored_at_every_byte_after_the_first_eight() -> None:
     torch.testing.assert_close(losses, torch.stack(expected))
 
 
+@pytest.mark.slow
 def test_the_corpus_has_documents_of_its_own_for_validation(tmp_path: Path) -> None:
     module.write_chunks(tmp_path / "chunks", length=65, large=300, small=80, validation=7)
     train, validation = (module.read_chunks(tmp_path / "chunks", split) for split in ("train", "validation"))

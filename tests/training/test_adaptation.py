@@ -98,6 +98,7 @@ def test_no_learning_rate_changes_nothing(corpus: PreparedCorpus, tmp_path: Path
         torch.testing.assert_close(value, weights[name], rtol=0, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_adaptation_learns_the_domain_and_replay_keeps_the_general(corpus: PreparedCorpus, tmp_path: Path) -> None:
     options: dict[str, Any] = {"folder": tmp_path, "steps": 25, "batch_size": 8, "learning_rate": 1e-2}
     base, _ = adapt_language_model(model_for(corpus), corpus, domains=["general"], general=None, **options)

@@ -79,6 +79,7 @@ def test_batches_have_the_share_of_domain_rows(
     assert [int((batch["domain"] == number).sum()) for batch in trainer.get_train_dataloader()] == [2] * 12
 
 
+@pytest.mark.slow
 def test_more_domain_data_serve_the_domain_and_cost_general_text(
     model: Any, corpus: PreparedCorpus, rows: MixtureRows, tmp_path: Path
 ) -> None:

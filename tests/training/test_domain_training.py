@@ -68,6 +68,7 @@ BOTH: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BOTH)
 def test_every_layout_gives_one_trajectory(corpus: Any, tmp_path: Path, name: str) -> None:
     """Micro-batch size, accumulation, chunk size, padded or packed: float64 to 1e-9 per step."""

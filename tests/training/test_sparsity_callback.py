@@ -178,6 +178,7 @@ def test_sharded_models_are_refused(tmp_path: Path) -> None:
         SparsityCallback(0.5)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_arms_of_a_comparison_name_their_weights(text_folder: Path, tmp_path: Path) -> None:
     settings = make_settings(
         {

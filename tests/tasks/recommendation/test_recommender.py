@@ -49,6 +49,7 @@ def test_it_learns_and_is_the_same_after_saving(backbone: str, tmp_path: Path) -
     assert again.interaction_losses().loss.equals(recommender.interaction_losses().loss)
 
 
+@pytest.mark.slow
 def test_personal_resampling_draws_less_noise_and_recommends_better() -> None:
     feedback = synthetic_feedback(300, 400, per_user=40, noise=0.3, seed=1)
     noisy, recall = {}, {}
@@ -79,6 +80,7 @@ def test_warm_up_is_plain_training_bit_by_bit() -> None:
     assert not torch.equal(runs[0].model_.users.weight, later.model_.users.weight)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits_and_micro_batches_the_same_numbers() -> None:
     options = {**FAST, "denoise": "personal(warmup_epochs=1)"}
     first, again = (Recommender(**options).fit(FEEDBACK.train) for _ in range(2))  # type: ignore[arg-type]
