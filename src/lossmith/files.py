@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -109,3 +110,52 @@ def check_new_folder(folder: str | Path) -> None:
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"--out {folder} exists and is not an empty folder; choose another")
+
+
+@contextmanager
+def replacing_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a new folder beside ``path``; on success it takes its place, on any error it is removed.
+
+    Raises:
+        InputError: ``path`` holds something already.
+
+    >>> import tempfile; place = Path(tempfile.mkdtemp()) / "model"
+    >>> with replacing_folder(place) as temporary:
+    ...     _ = (temporary / "a.txt").write_text("whole")
+    >>> [file.name for file in place.iterdir()]
+    ['a.txt']
+    """
+    path = Path(path)
+    check_new_folder(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        yield temporary
+        if path.exists():
+            path.rmdir()
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def safetensors_header(path: str | Path) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file as it stands, and the byte at which its tensors begin.
+
+    Raises:
+        InputError: the header or the length of the file is wrong.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        # Checks the whole header and the length of the file.
+        with safe_open(path, framework="numpy"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is damaged: {error}") from None
+    with Path(path).open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header: dict[str, Any] = json.loads(file.read(length))
+    return header, 8 + length

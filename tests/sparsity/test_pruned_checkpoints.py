@@ -134,7 +134,7 @@ def test_wrong_folders_are_named_and_leave_nothing_behind(tmp_path: Path) -> Non
         prune_checkpoint(dense, out, method="2:5")
     with pytest.raises(InputError, match="comparisons in memory"):
         prune_checkpoint(dense, out, method="random")
-    with pytest.raises(InputError, match="not empty"):
+    with pytest.raises(InputError, match="not an empty folder"):
         prune_checkpoint(dense, dense)
     config = json.loads((dense / "config.json").read_text())
     (dense / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lossmith.errors import InputError
-from lossmith.files import check_new_folder, read_json
+from lossmith.files import read_json, replacing_folder, safetensors_header
 from lossmith.sparsity.magnitude_files import _copy, _files, model_class
 
 # Plain Transformers looks for model.safetensors, and says that it is missing: nothing is read by mistake.
@@ -124,21 +123,9 @@ def load_compact(folder: str | Path, **options: Any) -> Any:
 
 def _into(out: str | Path, write: Callable[[Path], None]) -> Path:
     """Write a folder that is there only once it is complete."""
-    out = Path(out)
-    check_new_folder(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir()
+    with replacing_folder(out) as temporary:
         write(temporary)
-        if out.exists():
-            out.rmdir()
-        temporary.rename(out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    return out
+    return Path(out)
 
 
 def _compact_files(folder: Path) -> list[Path]:
@@ -154,7 +141,7 @@ def _compact_files(folder: Path) -> list[Path]:
 
 def _compress(path: Path, target: Path) -> list[str]:
     """One file; returns the tensors that became smaller. Two passes: sizes for the header, then the contents."""
-    header, start = _header(path)
+    header, start = safetensors_header(path)
     made: dict[str, Any] = {}
     position = 0
 
@@ -202,7 +189,7 @@ def _expand(path: Path, target: Path) -> None:
 
 def _expanded(path: Path, write: Callable[[bytes], Any]) -> None:
     """The bytes of the original file."""
-    header, start = _header(path)
+    header, start = safetensors_header(path)
     original = (header.get("__metadata__") or {}).get(_MARK)
     if original is None:
         raise InputError(f"{path} is no compact file: its header does not say what it was made of")
@@ -234,18 +221,3 @@ def _numbers(path: Path, offset: int, number: int, width: int) -> NDArray[Any]:
     if not number:
         return np.zeros(0, dtype=f"<u{width}")
     return np.memmap(path, dtype=f"<u{width}", mode="r", offset=offset, shape=(number,))
-
-
-def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header as it stands, checked, and where the tensors begin."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is damaged: {error}") from None
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header: dict[str, Any] = json.loads(file.read(length))
-    return header, 8 + length

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lossmith.errors import InputError
-from lossmith.files import read_json
+from lossmith.files import check_new_folder, read_json, replacing_folder, safetensors_header
 from lossmith.sparsity.magnitude import SparsityReport, _check, block_weights
 from lossmith.sparsity.masks import largest_of_groups, parse_structure
 from lossmith.sparsity.threshold import KthSmallest
@@ -113,8 +112,7 @@ def prune_checkpoint(
             f"method '{method}' is for comparisons in memory; files are pruned by magnitude, uniform or N:M"
         )
     folder, out = Path(folder), Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists and is not empty; choose another folder")
+    check_new_folder(out)
     weights = open_weights(folder, targets=targets)
     group = parse_structure(method) if ":" in method else None
     if group is not None:
@@ -124,10 +122,7 @@ def prune_checkpoint(
     search = _search(weights, round(sparsity * sum(w.size for w in map(weights.stored, weights)))) if (
         method == "magnitude"
     ) else None  # fmt: skip
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    with replacing_folder(out) as temporary:
         _copy(folder, temporary)
         copied = {name: (temporary / p.name, o, k, s) for name, (p, o, k, s) in weights.places.items()}
         target = StoredWeights(copied, weights.flipped, weights.parameters)
@@ -146,12 +141,6 @@ def prune_checkpoint(
             stored[gone] = 0
             stored.flush()
             rows.append((name, int(np.count_nonzero(stored == 0)), int(stored.size)))
-        if out.exists():
-            out.rmdir()
-        temporary.rename(out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return SparsityReport(tuple(rows), weights.parameters)
 
 
@@ -202,19 +191,9 @@ def _files(folder: Path) -> list[Path]:
 
 def _header(path: Path) -> dict[str, tuple[int, str, tuple[int, ...]]]:
     """Offset, type and shape of each tensor of a safetensors file."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        # Checks the whole header and the length of the file.
-        with safe_open(path, framework="numpy"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is damaged: {error}") from None
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
+    header, start = safetensors_header(path)
     header.pop("__metadata__", None)
-    return {n: (8 + length + v["data_offsets"][0], v["dtype"], tuple(v["shape"])) for n, v in header.items()}
+    return {n: (start + v["data_offsets"][0], v["dtype"], tuple(v["shape"])) for n, v in header.items()}
 
 
 def model_class(config: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lossmith.errors import InputError
-from lossmith.files import check_new_folder
+from lossmith.files import check_new_folder, replacing_folder
 from lossmith.sparsity.essential_text import TextEvaluation, load_causal_model
 from lossmith.sparsity.magnitude import SparsityReport
 from lossmith.sparsity.one_shot import CALIBRATED, prune
@@ -186,14 +185,6 @@ def _rows(tokenizer: Any, texts: Sequence[str], length: int) -> list[list[int]]:
 
 
 def _save(model: Any, tokenizer: Any, out: Path) -> None:
-    temporary = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    with replacing_folder(out) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        if out.exists():
-            out.rmdir()
-        temporary.rename(out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
