@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lossmith.reporting.comparison import Claim, Cost, Curve
-from lossmith.studies.settings import CompareSettings, make_settings
+from lossmith.studies.settings import SMOKE, CompareSettings, make_settings
 from lossmith.studies.study import Experiment, Paper, Study
 from lossmith.studies.tensor_training import train_on_tensors
 
@@ -275,14 +275,7 @@ def comparison(scale: str, data: str | None) -> tuple[CompareSettings, tuple[Cla
     if data is not None:
         values["data"] = data
     if scale == "smoke":
-        values |= {
-            "model": "nano",
-            "tokens": 4096,
-            "sequence_length": 64,
-            "batch_size": 8,
-            "eval_tokens": 2000,
-            "evaluations": 1,
-        }
+        values |= SMOKE
     if scale == "full":
         values |= {
             "data": data or "DKYoon/SlimPajama-6B",

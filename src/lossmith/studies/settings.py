@@ -17,6 +17,15 @@ from lossmith.studies.arms import Arm, parse_arms, parse_count
 from lossmith.training.language_model import check_training_options
 
 DEFAULT_TOKENS = 250_000
+# Of a comparison that only shows that everything runs.
+SMOKE: dict[str, Any] = {
+    "model": "nano",
+    "tokens": 4096,
+    "sequence_length": 64,
+    "batch_size": 8,
+    "eval_tokens": 2000,
+    "evaluations": 1,
+}
 
 DEFAULT_ARMS = (
     "baseline",
