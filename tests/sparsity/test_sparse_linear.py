@@ -47,6 +47,36 @@ def test_is_the_dense_layer(rows: int, columns: int, sparsity: float, shape: tup
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [0, 1, 7, 8, 64, 65, 150])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("outputs", "inputs", "sparsity"), [(9, 7, 0.5), (70, 130, 0.9), (4, 4, 1.0), (1, 1, 0.0)])
+def test_is_the_dense_layer_in_every_precision(
+    dtype: torch.dtype, rows: int, threads: int, outputs: int, inputs: int, sparsity: float
+) -> None:
+    """Sums are taken in float32: the error is one rounding to the type, and float32's own rounding of a sum."""
+    weight = pruned(outputs, inputs, sparsity, torch.float32).to(dtype)
+    bias = torch.randn(outputs).to(dtype)
+    layer, x = SparseLinear(weight, bias), torch.randn(rows, 2 * inputs).to(dtype)[:, ::2].requires_grad_()
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        y = layer(x)
+        with torch.no_grad():
+            assert torch.equal(layer(x), y)
+    finally:
+        torch.set_num_threads(before)
+    assert y.is_contiguous()
+    product = x.double() @ weight.double().T
+    size = x.double().abs() @ weight.double().abs().T
+    # The product is rounded, then its sum with the bias.
+    bound = torch.finfo(dtype).eps * (product.abs() + (product + bias).abs()) + 1e-6 * size + 1e-30
+    assert bool(((y - product - bias).abs() <= bound).all())
+    given = torch.randn(rows, outputs).to(dtype)
+    wanted = given @ weight
+    torch.testing.assert_close(torch.autograd.grad(y, x, given)[0], wanted)
+
+
 def test_half_precision_inputs_and_autocast_keep_their_type() -> None:
     weight = pruned(16, 8, 0.9, torch.float32)
     layer, x = SparseLinear(weight), torch.randn(3, 8)
@@ -92,7 +122,8 @@ def test_a_checkpoint_of_another_shape_is_refused() -> None:
 def test_only_layers_that_are_faster_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     import lossmith.sparsity.sparse_linear as module
 
-    model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 16), nn.Linear(16, 16), nn.Linear(16, 8).bfloat16())
+    model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 16), nn.Linear(16, 16), nn.Linear(16, 8))
+    model[3].to(torch.float8_e4m3fn)
     with torch.no_grad():
         model[0].weight.copy_(pruned(32, 32, 0.9))
         model[1].weight.copy_(pruned(16, 32, 0.9))
@@ -102,7 +133,7 @@ def test_only_layers_that_are_faster_are_replaced(monkeypatch: pytest.MonkeyPatc
     assert {name: reason.split(",")[0] for name, reason in found.kept.items()} == {
         "1": "slower",
         "2": "more than half of the weights are left",
-        "3": "is bfloat16",
+        "3": "is float8_e4m3fn",
     }
     assert "1 of 4 linear layers are sparse matrices now, each 2.0 to 2.0x as fast" in found.summary()
 
@@ -128,15 +159,15 @@ def test_nine_tenths_of_a_wide_matrix_pay() -> None:
 
 
 def test_what_cannot_be_sparse_is_refused() -> None:
-    with pytest.raises(ValueError, match="is float16, for which PyTorch has no sparse product"):
-        SparseLinear(torch.zeros(2, 2, dtype=torch.float16))
+    with pytest.raises(ValueError, match="is float8_e5m2, for which PyTorch has no sparse product"):
+        SparseLinear(torch.zeros(2, 2).to(torch.float8_e5m2))
     with pytest.raises(ValueError, match="is on meta, not on a CPU"):
         SparseLinear(torch.zeros(2, 2, device="meta"))
     layer = SparseLinear(pruned(4, 6, 0.5))
     with pytest.raises(ValueError, match=r"6 features, got shape \(1, 5\)"):
         layer(torch.zeros(1, 5))
-    with pytest.raises(ValueError, match=r"is bfloat16.*to_dense_linear"):
-        copy.deepcopy(layer).bfloat16()(torch.zeros(1, 6))
+    with pytest.raises(ValueError, match=r"is on meta.*to_dense_linear"):
+        copy.deepcopy(layer).to("meta")(torch.zeros(1, 6))
     with pytest.raises(ValueError, match="rows must be at least 1"):
         to_sparse_linear(nn.Sequential(nn.Linear(2, 2)), rows=0)
     with pytest.raises(InputError, match="no linear layer"):
