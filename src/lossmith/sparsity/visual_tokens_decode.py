@@ -68,8 +68,8 @@ def denoise_generate(
         keep_log_probabilities: in the trace.
 
     Raises:
-        ValueError: numbers that do not divide, an empty image, a schedule that never fires, attention scores of a model
-            that gives none.
+        ValueError: numbers that do not divide, an empty image, images of different numbers of tokens, a schedule that
+            never fires, attention scores of a model that gives none.
 
     Source: "Large Language Diffusion Models", 2025, arXiv 2502.09992 (the loop); "A Comprehensive Study on Visual Token
     Redundancy for Discrete Diffusion-based Multimodal Large Language Models", 2025, arXiv 2511.15098 (dropping tokens).

@@ -67,7 +67,11 @@ class PrunedSequence:
         if not temperature >= 0:
             raise ValueError(f"temperature must be at least 0, got {temperature}")
         if real is not None and not real[:, start:stop].all():
-            raise NotImplementedError("images of different numbers of tokens in one batch: answer them one by one")
+            there = real[:, start:stop].sum(1)
+            raise ValueError(
+                f"images of different numbers of tokens in one batch: each needs all {stop - start} tokens of visual, "
+                f"got {int(there.min())} to {int(there.max())}; answer them one by one"
+            )
         device = embeddings.device
         self.model, self.batch, self.start, self.visual = model, batch, start, stop - start
         self.answer_length, self.temperature, self.prune = answer_length, temperature, prune
