@@ -109,7 +109,7 @@ def check_new_folder(folder: str | Path) -> None:
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"--out {folder} exists and is not an empty folder; choose another")
+        raise InputError(f"{folder} exists and is not an empty folder; remove it or choose another")
 
 
 @contextmanager
