@@ -317,7 +317,7 @@ def test_an_empty_image_and_ragged_images_are_refused() -> None:
     with pytest.raises(ValueError, match="one token or more"):
         denoise_generate(Toy(), prompt, slice(2, 2), answer_length=2, steps=2)
     real = torch.tensor([[True] * 5, [True, False, True, True, True]])
-    with pytest.raises(ValueError, match="different numbers of tokens .* needs all 3 tokens of visual, got 2 to 3"):
+    with pytest.raises(ValueError, match=r"different numbers of tokens .* needs all 3 tokens of visual, got 2 to 3"):
         denoise_generate(Toy(), prompt, slice(0, 3), answer_length=2, steps=2, real=real)
 
 
