@@ -19,6 +19,7 @@ from typing import Any
 
 from lossmith.reporting.comparison import Claim, Cost, Curve
 from lossmith.studies.settings import CompareSettings, make_settings
+from lossmith.studies.sharing import json_once
 from lossmith.studies.study import Experiment, Paper, Study
 from lossmith.studies.tensor_training import train_on_tensors
 
@@ -143,14 +144,8 @@ def _order(arm: str, plan: Mapping[str, list[Training]]) -> list[Training]:
 
 def _trained(training: Training, seed: int, options: Mapping[str, Any], shared: Path) -> Outcome:
     """The outcome of a training, computed by whichever arm needs it first."""
-    from lossmith.files import read_json, write_json
-    from lossmith.training.record import locked
-
     place = shared / f"{training.name}-{training.steps}"
-    with locked(place, wait_seconds=3600):
-        if not (place / "outcome.json").exists():
-            write_json(place / "outcome.json", asdict(train(training, seed, options, place)))
-    return Outcome(**read_json(place / "outcome.json"))
+    return Outcome(**json_once(place / "outcome.json", lambda: asdict(train(training, seed, options, place))))
 
 
 def train(training: Training, seed: int, options: Mapping[str, Any], folder: Path) -> Outcome:

@@ -18,6 +18,7 @@ from typing import Any
 
 from lossmith.reporting.comparison import Claim, Cost
 from lossmith.studies.selection_pool import passages_of_two, take
+from lossmith.studies.sharing import json_once
 from lossmith.studies.study import Experiment, Paper, Study
 
 ARMS = {
@@ -173,30 +174,31 @@ def _dense_model(seed: int, options: Mapping[str, Any], folder: Path, tokenizer:
 
     from lossmith.sparsity import load_causal_model
     from lossmith.training.models import build_model
-    from lossmith.training.record import locked
     from lossmith.training.text_training import train_on_texts
 
     if options["model"] is not None:
         return load_causal_model(options["model"])[0]
     length = int(options["sequence_length"])
-    with locked(folder, wait_seconds=3600):
-        if not (folder / "done").exists():
-            transformers.set_seed(seed)
-            model: Any = build_model(options["preset"], vocab_size=len(tokenizer), sequence_length=length)
-            train_on_texts(
-                model,
-                tokenizer,
-                _read(options, "training"),
-                folder=folder / "run",
-                epochs=float(options["training_epochs"]),
-                batch_size=int(options["batch_size"]),
-                max_length=length,
-                seed=seed,
-                learning_rate=float(options["learning_rate"]),
-            )
-            model.save_pretrained(folder / "model")
-            tokenizer.save_pretrained(folder / "model")
-            (folder / "done").touch()
+
+    def train() -> dict[str, float]:
+        transformers.set_seed(seed)
+        model: Any = build_model(options["preset"], vocab_size=len(tokenizer), sequence_length=length)
+        cost = train_on_texts(
+            model,
+            tokenizer,
+            _read(options, "training"),
+            folder=folder / "run",
+            epochs=float(options["training_epochs"]),
+            batch_size=int(options["batch_size"]),
+            max_length=length,
+            seed=seed,
+            learning_rate=float(options["learning_rate"]),
+        )
+        model.save_pretrained(folder / "model")
+        tokenizer.save_pretrained(folder / "model")
+        return cost
+
+    json_once(folder / "cost.json", train)
     return load_causal_model(str(folder / "model"))[0]
 
 

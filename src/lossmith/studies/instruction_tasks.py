@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lossmith.errors import InputError
-from lossmith.files import read_json, write_json
+from lossmith.files import read_json, replacing_folder, write_json
 
 if TYPE_CHECKING:
     from lossmith.data import Completion
@@ -194,7 +194,6 @@ def rouge_scorer() -> Any:
 
 def save_teacher(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write both; a folder that is there is complete."""
-    temporary = folder.with_name(folder.name + ".part")
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    temporary.rename(folder)
+    with replacing_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)

@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lossmith.errors import InputError
-from lossmith.files import read_json, write_json, write_text
-from lossmith.training.record import locked
+from lossmith.files import read_json, write_text
+from lossmith.studies.sharing import json_once
 
 if TYPE_CHECKING:
     from lossmith.data import PreparedCorpus
     from lossmith.training.continual import MixtureLog, MixtureRows
-
-# Another arm may be training the same run.
-_PATIENCE = 24 * 3600.0
 
 
 def prepare_corpus(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -50,27 +47,27 @@ def mixture_log(seed: int, ratio: float, options: Mapping[str, Any]) -> MixtureL
     from lossmith.training.continual import MixtureLog, continual_pretraining
 
     folder = Path(options["logs"]) / f"seed-{seed}" / f"share-{ratio:.4f}"
-    path = folder / "log.json"
-    with locked(folder, wait_seconds=_PATIENCE):
-        if not path.exists():
-            model, corpus, _ = base_model(seed, options)
-            log = continual_pretraining(
-                model,
-                corpus,
-                _replayed(corpus, options),
-                ratio=ratio,
-                steps=int(options["steps"]),
-                batch_size=int(options["batch_size"]),
-                micro_batch_size=options["micro_batch_size"],
-                # Not the order in which the base was trained.
-                seed=1000 + seed,
-                folder=folder / "trainer",
-                evaluations=int(options["evaluations"]),
-                learning_rate=float(options["learning_rate"]),
-                per_device_eval_batch_size=int(options["eval_batch_size"]),
-            )
-            write_json(path, dataclasses.asdict(log))
-        found = read_json(path)
+
+    def train() -> dict[str, Any]:
+        model, corpus, _ = base_model(seed, options)
+        log = continual_pretraining(
+            model,
+            corpus,
+            _replayed(corpus, options),
+            ratio=ratio,
+            steps=int(options["steps"]),
+            batch_size=int(options["batch_size"]),
+            micro_batch_size=options["micro_batch_size"],
+            # Not the order in which the base was trained.
+            seed=1000 + seed,
+            folder=folder / "trainer",
+            evaluations=int(options["evaluations"]),
+            learning_rate=float(options["learning_rate"]),
+            per_device_eval_batch_size=int(options["eval_batch_size"]),
+        )
+        return dataclasses.asdict(log)
+
+    found = json_once(folder / "log.json", train)
     values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in found.items()}
     return MixtureLog(**values)
 
@@ -98,33 +95,33 @@ def base_model(seed: int, options: Mapping[str, Any]) -> tuple[Any, PreparedCorp
             dict.fromkeys(("tokens", "steps", "flops", "seconds"), 0.0),
         )
     folder = Path(options["logs"]) / f"seed-{seed}" / "base"
-    path = folder / "cost.json"
-    with locked(folder, wait_seconds=_PATIENCE):
-        if not path.exists():
-            transformers.set_seed(seed)
-            model: Any = build_model(options["model"], **shape)
-            steps = int(options["pretrain_steps"])
-            rows = _rows(corpus, options)
-            log = continual_pretraining(
-                model,
-                corpus,
-                dataclasses.replace(rows, general=rows.general[::2]),
-                ratio=0.0,
-                steps=steps,
-                batch_size=int(options["batch_size"]),
-                micro_batch_size=options["micro_batch_size"],
-                seed=seed,
-                folder=folder / "trainer",
-                evaluations=1,
-                learning_rate=float(options["pretrain_learning_rate"]),
-                lr_scheduler_type="cosine",
-                warmup_steps=max(1, steps // 10),
-                per_device_eval_batch_size=int(options["eval_batch_size"]),
-            )
-            model.save_pretrained(folder / "model")
-            cost = {"tokens": log.tokens[-1], "steps": log.steps, "flops": log.flops, "seconds": log.seconds}
-            write_json(path, cost)
-    return build_model(str(folder / "model"), **shape), corpus, read_json(path)
+
+    def train() -> dict[str, float]:
+        transformers.set_seed(seed)
+        model: Any = build_model(options["model"], **shape)
+        steps = int(options["pretrain_steps"])
+        rows = _rows(corpus, options)
+        log = continual_pretraining(
+            model,
+            corpus,
+            dataclasses.replace(rows, general=rows.general[::2]),
+            ratio=0.0,
+            steps=steps,
+            batch_size=int(options["batch_size"]),
+            micro_batch_size=options["micro_batch_size"],
+            seed=seed,
+            folder=folder / "trainer",
+            evaluations=1,
+            learning_rate=float(options["pretrain_learning_rate"]),
+            lr_scheduler_type="cosine",
+            warmup_steps=max(1, steps // 10),
+            per_device_eval_batch_size=int(options["eval_batch_size"]),
+        )
+        model.save_pretrained(folder / "model")
+        return {"tokens": log.tokens[-1], "steps": log.steps, "flops": log.flops, "seconds": log.seconds}
+
+    cost = json_once(folder / "cost.json", train)
+    return build_model(str(folder / "model"), **shape), corpus, cost
 
 
 def write_logs(options: Mapping[str, Any]) -> Path:

@@ -26,6 +26,7 @@ from lossmith.studies.instruction_tasks import (
     save_teacher,
     written_by,
 )
+from lossmith.studies.sharing import json_once
 from lossmith.studies.study import Experiment, Paper, Study
 from lossmith.studies.toy_languages import planted, table
 
@@ -167,21 +168,22 @@ def _beginner(
     torch.manual_seed(seed)
     student = _model(options["student"], options["student_overrides"], tokenizer, length)
     path = Path(options["teacher_folder"]).parent / f"student-{seed}.safetensors"
-    costs = path.with_suffix(".json")
-    if costs.exists():  # written last
-        load_model(student, path)
-        return student, Cost(**read_json(costs))
-    started = time.perf_counter()
-    state = _train(student, rows, None, int(options["warmup_steps"]), seed, options, folder, tokenizer)
-    cost = Cost(
-        tokens=int(state.num_input_tokens_seen),
-        steps=int(options["warmup_steps"]),
-        seconds=time.perf_counter() - started,
-        flops=float(state.total_flos),
-    )
-    with replacing(path) as temporary:
-        save_model(student, str(temporary))
-    write_json(costs, dataclasses.asdict(cost))
+
+    def train() -> dict[str, Any]:
+        started = time.perf_counter()
+        state = _train(student, rows, None, int(options["warmup_steps"]), seed, options, folder, tokenizer)
+        cost = Cost(
+            tokens=int(state.num_input_tokens_seen),
+            steps=int(options["warmup_steps"]),
+            seconds=time.perf_counter() - started,
+            flops=float(state.total_flos),
+        )
+        with replacing(path) as temporary:
+            save_model(student, str(temporary))
+        return dataclasses.asdict(cost)
+
+    cost = Cost(**json_once(path.with_suffix(".json"), train))
+    load_model(student, path)
     return student, cost
 
 

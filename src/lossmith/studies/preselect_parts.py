@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lossmith.errors import InputError
-from lossmith.files import read_json, write_json, write_text
+from lossmith.files import write_text
 from lossmith.studies.selection_pool import new_model, passages_of_two, take, training_options
-from lossmith.training.record import locked
+from lossmith.studies.sharing import json_once
 
 if TYPE_CHECKING:
     from lossmith.data import Document, Scorer
 
 PARTS = ("pool", "seeds", "target", "benchmark", "validation", "reserve")
-# Another arm may be training the models.
-_PATIENCE = 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,21 +100,22 @@ def model_losses(seed: int, options: Mapping[str, Any]) -> ModelLosses:
     folder = parts.parent / "models" / (f"seed-{seed}" if trained else "given")
     names = [f"model-{i}" for i in range(len(options["models"]))]
     characters = [len(document.text) for document in read_part(parts, "benchmark")]
-    with locked(folder, wait_seconds=_PATIENCE):
-        if not (folder / "done.json").exists():
-            scorers = {
-                name: _scorer(i, given, seed, options, folder)
-                for i, (name, given) in enumerate(zip(names, options["models"], strict=True))
-            }
-            for part in ("benchmark", "seeds"):
-                score_corpus(parts / f"{part}.jsonl", scorers, folder / f"{part}.parquet")
-            table = read_scores(folder / "benchmark.parquet")
-            bits = np.stack([bits_per_character(table.column(f"{name}/nats"), characters) for name in names])
-            ability = -np.average(bits, axis=1, weights=characters)
-            best = names[int(ability.argmax())]
-            score_corpus(parts / "pool.jsonl", {best: scorers[best]}, folder / "pool.parquet")
-            write_json(folder / "done.json", {"ability": ability.tolist(), "best": best})
-    done = read_json(folder / "done.json")
+
+    def score() -> dict[str, Any]:
+        scorers = {
+            name: _scorer(i, given, seed, options, folder)
+            for i, (name, given) in enumerate(zip(names, options["models"], strict=True))
+        }
+        for part in ("benchmark", "seeds"):
+            score_corpus(parts / f"{part}.jsonl", scorers, folder / f"{part}.parquet")
+        table = read_scores(folder / "benchmark.parquet")
+        bits = np.stack([bits_per_character(table.column(f"{name}/nats"), characters) for name in names])
+        ability = -np.average(bits, axis=1, weights=characters)
+        best = names[int(ability.argmax())]
+        score_corpus(parts / "pool.jsonl", {best: scorers[best]}, folder / "pool.parquet")
+        return {"ability": ability.tolist(), "best": best}
+
+    done = json_once(folder / "done.json", score)
     seeds, pool = (read_scores(folder / f"{part}.parquet") for part in ("seeds", "pool"))
     return ModelLosses(
         ability=np.array(done["ability"]),

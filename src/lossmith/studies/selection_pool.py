@@ -12,7 +12,7 @@ import numpy as np
 
 from lossmith.errors import InputError
 from lossmith.files import write_text
-from lossmith.training.record import locked
+from lossmith.studies.sharing import json_once
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from lossmith.data import Scores
 
 PARTS = ("pool", "prior", "target", "validation")
-# Another arm may be training the models.
-_PATIENCE = 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,36 +130,37 @@ def scored_pool(seed: int, options: Mapping[str, Any]) -> tuple[Scores, dict[str
     in the seed's folder, ``conditional``.
     """
     from lossmith.data import language_model_scorer, load_tokenizer, read_scores, score_corpus
-    from lossmith.files import read_json, write_json
     from lossmith.training.text_training import train_on_texts
 
     parts = Path(options["parts"])
     folder = seed_folder(seed, options)
-    table, cost = folder / "scores.parquet", folder / "cost.json"
-    with locked(folder, wait_seconds=_PATIENCE):
-        if not cost.exists():
-            tokenizer = load_tokenizer(parts / "tokenizer")
-            model: Any = new_model(options, tokenizer, seed, target=False)
-            training = training_options(options)
-            spent = {"tokens": 0.0, "flops": 0.0}
-            scorers = {}
-            for name, part, epochs in (("marginal", "prior", options["prior_epochs"]), ("conditional", "target", 1)):
-                if epochs:
-                    texts = [text.text for text in read_part(parts, part)]
-                    # A fresh optimiser and schedule on the same weights.
-                    used = train_on_texts(
-                        model, tokenizer, texts, folder=folder / name, epochs=epochs, seed=seed, **training
-                    )
-                    spent = {key: spent[key] + used[key] for key in spent}
-                model.save_pretrained(folder / name)
-                tokenizer.save_pretrained(folder / name)
-                scorers[name] = language_model_scorer(
-                    _loaded(folder / name), tokenizer, max_length=int(options["sequence_length"])
+    table = folder / "scores.parquet"
+
+    def train_and_score() -> dict[str, float]:
+        tokenizer = load_tokenizer(parts / "tokenizer")
+        model: Any = new_model(options, tokenizer, seed, target=False)
+        training = training_options(options)
+        spent = {"tokens": 0.0, "flops": 0.0}
+        scorers = {}
+        for name, part, epochs in (("marginal", "prior", options["prior_epochs"]), ("conditional", "target", 1)):
+            if epochs:
+                texts = [text.text for text in read_part(parts, part)]
+                # A fresh optimiser and schedule on the same weights.
+                used = train_on_texts(
+                    model, tokenizer, texts, folder=folder / name, epochs=epochs, seed=seed, **training
                 )
-            score_corpus(parts / "pool.jsonl", scorers, table)
-            scored = 2 * int(read_scores(table).column("marginal/tokens").sum())
-            write_json(cost, {**spent, "scored_tokens": scored})
-        return read_scores(table), read_json(cost)
+                spent = {key: spent[key] + used[key] for key in spent}
+            model.save_pretrained(folder / name)
+            tokenizer.save_pretrained(folder / name)
+            scorers[name] = language_model_scorer(
+                _loaded(folder / name), tokenizer, max_length=int(options["sequence_length"])
+            )
+        score_corpus(parts / "pool.jsonl", scorers, table)
+        scored = 2 * int(read_scores(table).column("marginal/tokens").sum())
+        return {**spent, "scored_tokens": scored}
+
+    cost = json_once(folder / "cost.json", train_and_score)
+    return read_scores(table), cost
 
 
 def seed_folder(seed: int, options: Mapping[str, Any]) -> Path:

@@ -17,16 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lossmith.errors import InputError
-from lossmith.files import read_json, write_json, write_text
+from lossmith.files import write_text
 from lossmith.reporting.comparison import Claim, Cost
+from lossmith.studies.sharing import json_once
 from lossmith.studies.study import Experiment, Paper, Study
-from lossmith.training.record import locked
 
 if TYPE_CHECKING:
     from lossmith.data import PreparedCorpus
 
-# Another arm may be training the same model.
-_PATIENCE = 24 * 3600.0
 BASE, FULL = "base", "full"
 
 ARMS = {
@@ -88,11 +86,11 @@ def experiment(arm: str, seed: int, options: Mapping[str, Any], folder: Path) ->
 def _adapted(arm: str, seed: int, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What an arm measured and what it cost, from its file or by training it now."""
     folder = Path(options["runs"]) / f"seed-{seed}" / arm
-    path = folder / "measured.json"
-    with locked(folder, wait_seconds=_PATIENCE):
-        if not path.exists():
-            write_json(path, _base(seed, options, folder) if arm == BASE else _train(arm, seed, options, folder))
-        found = read_json(path)
+
+    def measured() -> dict[str, Any]:
+        return _base(seed, options, folder) if arm == BASE else _train(arm, seed, options, folder)
+
+    found = json_once(folder / "measured.json", measured)
     spent = found.pop("cost")
     return found, spent
 

@@ -158,9 +158,8 @@ def _derived(arm: str, found: Mapping[str, float]) -> dict[str, float]:
 
 def _trained(kind: str, seed: int, options: Mapping[str, Any], folder: Path) -> ImageAnswerer:
     """The model of a kind and a seed, trained by the arm that asks first."""
-    import shutil
-
     from lossmith.data import digit_questions
+    from lossmith.files import replacing_folder
     from lossmith.tasks.multimodal import ImageAnswerer
     from lossmith.training.record import locked
 
@@ -173,10 +172,8 @@ def _trained(kind: str, seed: int, options: Mapping[str, Any], folder: Path) -> 
             else:
                 questions = _split(options)[0]
             answerer = _untrained(kind, seed, options).fit(questions)
-            unfinished = place.with_name(f"{place.name}-unfinished")
-            shutil.rmtree(unfinished, ignore_errors=True)
-            answerer.save_pretrained(unfinished)
-            unfinished.rename(place)
+            with replacing_folder(place) as unfinished:
+                answerer.save_pretrained(unfinished)
         answerer = ImageAnswerer.from_pretrained(place)
     answerer.batch_size = int(options["test_batch_size"])
     return answerer

@@ -11,7 +11,7 @@ from typing import Any
 
 from lossmith.data import Completion, CompletionCollator, encode_completions, load_tokenizer
 from lossmith.errors import InputError
-from lossmith.files import check_new_folder
+from lossmith.files import replacing_folder
 from lossmith.heads import attach_adaptive_clipped_kl, detach_adaptive_clipped_kl
 
 
@@ -41,16 +41,9 @@ class DistilledModel:
         Raises:
             InputError: the folder exists and is not empty.
         """
-        folder = Path(folder)
-        check_new_folder(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as part:
-            target = Path(part) / "model"
-            self.model.save_pretrained(target)
-            self.tokenizer.save_pretrained(target)
-            if folder.exists():
-                folder.rmdir()
-            target.rename(folder)
+        with replacing_folder(folder) as unfinished:
+            self.model.save_pretrained(unfinished)
+            self.tokenizer.save_pretrained(unfinished)
 
 
 def distill_language_model(
