@@ -73,6 +73,10 @@ def _models(kind: str) -> Any:
         return t.BertForSequenceClassification(t.BertConfig(vocab_size=50, max_position_embeddings=20, **small))
     if kind == "vit":
         return t.ViTForImageClassification(t.ViTConfig(image_size=16, patch_size=4, **small))
+    if kind == "clip":
+        text = {**small, "vocab_size": 50, "bos_token_id": 0, "eos_token_id": 1, "max_position_embeddings": 20}
+        vision = {**small, "image_size": 16, "patch_size": 4}
+        return t.CLIPModel(t.CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
     if kind == "t5":
         config = t.T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2)
         return t.T5ForConditionalGeneration(config)
@@ -84,6 +88,7 @@ def _models(kind: str) -> Any:
     [
         ("bert", "BertForSequenceClassification is no causal"),
         ("vit", "ViTForImageClassification is no causal"),
+        ("clip", "CLIPModel is no causal"),
         ("t5", "T5ForConditionalGeneration is no causal"),
         ("gpt2", "has no tokenizer"),
     ],
@@ -99,6 +104,16 @@ def test_other_models_are_measured_without_a_loss(kind: str, reason: str, tmp_pa
     assert reason in found.summary()
     with pytest.raises(InputError, match=r"the loss on .* cannot be measured"):
         compare_checkpoints(tmp_path / "dense", tmp_path / "pruned", data=str(text_folder), repeats=1)
+
+
+def test_a_model_that_wants_other_inputs_is_not_measured(tmp_path: Path) -> None:
+    from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+    sound = {"conv_dim": (8,), "conv_kernel": (3,), "conv_stride": (2,), "num_conv_pos_embedding_groups": 2}
+    config = Wav2Vec2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24, **sound)
+    Wav2Vec2Model(config).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="not measured: Wav2Vec2Model does not run on made-up input_ids"):
+        compare_checkpoints(tmp_path, tmp_path, repeats=1)
 
 
 def test_models_that_do_not_fit_are_not_loaded(dense: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lossmith.errors import InputError
 from lossmith.files import check_new_folder, read_json, replacing_folder, safetensors_header
+from lossmith.sparsity.checkpoint_names import Source, parameter_sources
 from lossmith.sparsity.magnitude import SparsityReport, _check, block_weights
 from lossmith.sparsity.masks import largest_of_groups, parse_structure
 from lossmith.sparsity.threshold import KthSmallest
@@ -21,14 +22,14 @@ from lossmith.sparsity.threshold import KthSmallest
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 # How a type lies in the file, and which of its bits are not the sign.
 _TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+# Of a matrix: the file, where it begins, its type and its shape.
+Place = tuple[Path, int, str, tuple[int, ...]]
 
 
 class StoredWeights(Mapping[str, Tensor]):
     """The prunable matrices of a checkpoint's folder, read from disk one by one; see :func:`open_weights`."""
 
-    def __init__(
-        self, places: Mapping[str, tuple[Path, int, str, tuple[int, ...]]], flipped: frozenset[str], all_: int
-    ):
+    def __init__(self, places: Mapping[str, Place], flipped: frozenset[str], all_: int):
         self.places, self.flipped, self.parameters = places, flipped, all_
 
     def __getitem__(self, name: str) -> Tensor:
@@ -53,33 +54,51 @@ def open_weights(folder: str | Path, *, targets: Literal["blocks", "all"] = "blo
         folder: with ``config.json`` and ``model.safetensors``, or shards and their index.
         targets: see :func:`~lossmith.sparsity.block_weights`.
 
+    Returns:
+        By the names that the parameters have in the model, which are not always those in the files.
+
     Raises:
-        InputError: no such folder, a missing shard (named), a damaged file, a type that is not floating point.
+        InputError: no such folder, a missing shard (named), a damaged file, a type that is not floating point, a matrix
+            that Transformers makes of its tensors otherwise than by taking one or an equal part of its rows.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} is no folder of a model: it has no config.json")
-    tensors: dict[str, tuple[Path, int, str, tuple[int, ...]]] = {}
+    tensors: dict[str, Place] = {}
     for file in _files(folder):
         for name, (offset, kind, shape) in _header(file).items():
             tensors[name] = file, offset, kind, shape
     skeleton = _skeleton(folder)
-    prefix = f"{getattr(skeleton, 'base_model_prefix', '')}."
     flipped = {f"{name}.weight" for name, module in skeleton.named_modules() if type(module).__name__ == "Conv1D"}
-    places, turned = {}, set()
-    for name in block_weights(skeleton, targets=targets).weights:
-        # Files of older models do not name the part that the head sits on.
-        stored = name if name in tensors else name.removeprefix(prefix)
-        if stored not in tensors:
-            raise InputError(f"{folder} has no tensor {name}, which its config.json promises")
-        if tensors[stored][2] not in _TYPES:
-            raise InputError(
-                f"{stored} in {folder} is stored as {tensors[stored][2]}; {', '.join(_TYPES)} can be pruned"
-            )
-        places[stored] = tensors[stored]
-        if name in flipped:
-            turned.add(stored)
-    return StoredWeights(places, frozenset(turned), sum(int(np.prod(shape)) for *_, shape in tensors.values()))
+    sources = parameter_sources(skeleton, tensors)
+    places = {
+        name: _place(folder, name, weight, sources.get(name), tensors)
+        for name, weight in block_weights(skeleton, targets=targets).weights.items()
+    }
+    all_ = sum(int(np.prod(shape)) for *_, shape in tensors.values())
+    return StoredWeights(places, frozenset(flipped & places.keys()), all_)
+
+
+def _place(folder: Path, name: str, weight: Tensor, source: Source | None, tensors: Mapping[str, Place]) -> Place:
+    if source is None:
+        raise InputError(f"{folder} has no tensor {name}, which its config.json promises")
+    file, offset, kind, shape = tensors[source.tensor]
+    if kind not in _TYPES:
+        raise InputError(f"{source.tensor} in {folder} is stored as {kind}; {', '.join(_TYPES)} can be pruned")
+    if source.parts == 0:
+        raise InputError(
+            f"{folder} stores {name} as part of {source.tensor} in another form, which cannot be pruned in its file: "
+            "load the model, and give it to lossmith.sparsity.prune"
+        )
+    if source.parts > 1 and shape[0] % source.parts == 0:
+        rows = shape[0] // source.parts
+        shape = (rows, *shape[1:])
+        offset += source.part * int(np.prod(shape)) * np.dtype(_TYPES[kind]).itemsize
+    if shape != tuple(weight.shape):
+        raise InputError(
+            f"{source.tensor} in {folder} gives {name} the shape {list(shape)}, its config.json {list(weight.shape)}"
+        )
+    return file, offset, kind, shape
 
 
 def prune_checkpoint(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lossmith.errors import InputError
 from lossmith.sparsity.compact import is_compact, load_compact
 from lossmith.sparsity.essential_text import text_evaluation
+from lossmith.sparsity.lost_model import load_lost
 from lossmith.sparsity.magnitude_files import model_class
 from lossmith.sparsity.measured import AgainstDense, compare_with_dense, file_bytes
 from lossmith.sparsity.sparse_linear import SparseLayers, to_sparse_linear
@@ -76,7 +77,7 @@ def compare_checkpoints(
         raise InputError(
             f"not measured: both models at once need about {needed / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free"
         )
-    before, after = _load(dense), _load(pruned)
+    before, after = load_checkpoint(dense), load_checkpoint(pruned)
     inputs, length = _inputs(before, max_length)
     evaluate, notes = None, []
     try:
@@ -99,14 +100,33 @@ class _NotText(Exception):
     """The model is none that text can be measured with."""
 
 
-def _load(folder: str | Path) -> nn.Module:
+def load_checkpoint(folder: str | Path) -> nn.Module:
+    """The model of a folder of this machine, ready to be measured: plain, compact, or with low-rank layers.
+
+    Args:
+        folder: as ``save_pretrained``, :func:`~lossmith.sparsity.save_compact` or a run with ``weights=lost(...)`` wrote
+            it. Of the architecture that ``config.json`` names, in the type of numbers that is stored.
+
+    Raises:
+        InputError: it cannot be loaded; the reason is named.
+
+    >>> import tempfile, transformers
+    >>> config = transformers.GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=30)
+    >>> folder = tempfile.mkdtemp()
+    >>> transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    >>> type(load_checkpoint(folder)).__name__
+    'GPT2LMHeadModel'
+    """
     from transformers import AutoConfig
 
     folder = Path(folder)
     try:
         if is_compact(folder):
             return load_compact(folder)  # type: ignore[no-any-return]
-        kind = model_class(AutoConfig.from_pretrained(folder, local_files_only=True))
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        if getattr(config, "lost", None):
+            return load_lost(folder).eval()  # type: ignore[no-any-return]
+        kind = model_class(config)
         return kind.from_pretrained(folder, dtype="auto", use_safetensors=True, local_files_only=True).eval()  # type: ignore[no-any-return]
     except Exception as error:  # a different kind for every way in which a folder can be wrong
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -114,20 +134,40 @@ def _load(folder: str | Path) -> nn.Module:
 
 
 def _inputs(model: Any, max_length: int) -> tuple[Mapping[str, Tensor], int]:
-    """One pass: a text of random tokens, or a picture; and how many rows its layers see."""
+    """One pass: a text of random tokens, a picture, or both; and how many rows its layers see."""
+    inputs, length = _made_up(model, max_length)
+    try:
+        with torch.no_grad():
+            model(**inputs)
+    except Exception as error:  # a different kind for everything that a model may want besides
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"not measured: {type(model).__name__} does not run on made-up {' and '.join(inputs)}: {reason}"
+        ) from None
+    return inputs, length
+
+
+def _made_up(model: Any, max_length: int) -> tuple[dict[str, Tensor], int]:
     config = model.config
     generator = torch.Generator().manual_seed(0)
     if getattr(model, "main_input_name", "") == "pixel_values":
-        size, channels = getattr(config, "image_size", 224), getattr(config, "num_channels", 3)
-        height, width = (size, size) if isinstance(size, int) else size
-        picture = torch.randn(1, channels, height, width, generator=generator, dtype=model.dtype)
-        return {"pixel_values": picture}, max_length
-    length = min(max_length, getattr(config, "max_position_embeddings", None) or max_length)
-    number = model.get_input_embeddings().weight.shape[0]
-    tokens = torch.randint(number, (1, length), generator=generator)
+        return {"pixel_values": _picture(config, model.dtype, generator)}, max_length
+    # Of a model of pictures and texts, its text part.
+    text = config.get_text_config()
+    length = min(max_length, getattr(text, "max_position_embeddings", None) or max_length)
+    tokens = torch.randint(text.vocab_size, (1, length), generator=generator)
     if getattr(config, "is_encoder_decoder", False):
         return {"input_ids": tokens, "decoder_input_ids": tokens}, length
+    # Two encoders side by side (CLIP), which want both.
+    if hasattr(model, "get_image_features") and hasattr(model, "get_text_features"):
+        return {"input_ids": tokens, "pixel_values": _picture(config.vision_config, model.dtype, generator)}, length
     return {"input_ids": tokens}, length
+
+
+def _picture(config: Any, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    size, channels = getattr(config, "image_size", 224), getattr(config, "num_channels", 3)
+    height, width = (size, size) if isinstance(size, int) else size
+    return torch.randn(1, channels, height, width, generator=generator, dtype=dtype)
 
 
 def _evaluation(model: Any, folder: str | Path, data: str | None, texts: int, length: int) -> Any:
