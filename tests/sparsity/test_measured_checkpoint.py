@@ -13,7 +13,7 @@ from lossmith.errors import InputError
 from lossmith.sparsity.compact import save_compact
 from lossmith.sparsity.magnitude import apply_masks, one_shot_masks
 from lossmith.sparsity.magnitude_files import prune_checkpoint
-from lossmith.sparsity.measured_checkpoint import compare_checkpoints
+from lossmith.sparsity.measured_checkpoint import compare_checkpoints, load_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +114,24 @@ def test_a_model_that_wants_other_inputs_is_not_measured(tmp_path: Path) -> None
     Wav2Vec2Model(config).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="not measured: Wav2Vec2Model does not run on made-up input_ids"):
         compare_checkpoints(tmp_path, tmp_path, repeats=1)
+
+
+def test_a_model_with_low_rank_layers_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from lossmith.sparsity import LOSTLinear, convert_to_lost
+
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=50, intermediate_size=64, max_position_embeddings=20, **sizes))
+    convert_to_lost(model, rank=4)
+    model.save_pretrained(tmp_path / "lost")
+    loaded: Any = load_checkpoint(tmp_path / "lost")
+    assert not loaded.training
+    assert isinstance(loaded.model.layers[0].self_attn.q_proj, LOSTLinear)
+    tokens = torch.arange(10)[None]
+    with torch.no_grad():
+        assert torch.equal(loaded(tokens).logits, model.eval()(tokens).logits)
 
 
 def test_models_that_do_not_fit_are_not_loaded(dense: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from .magnitude_files import StoredWeights, open_weights, prune_checkpoint
     from .masks import Prunable, magnitude_masks, prunable_weights
     from .measured import AgainstDense, Footprint, QualityChange, compare_with_dense, file_bytes
-    from .measured_checkpoint import CheckpointComparison, compare_checkpoints
+    from .measured_checkpoint import CheckpointComparison, compare_checkpoints, load_checkpoint
     from .one_shot import Pruned, prune
     from .one_shot_text import PrunedLanguageModel, TextQuality, prune_language_model
     from .optimal_brain_surgeon import Surgery, sparsegpt, surgeon
@@ -166,7 +166,7 @@ _HOMES = {
     "measured": ("AgainstDense", "Footprint", "QualityChange", "compare_with_dense", "file_bytes"),
     "sparse_linear": ("SparseLayers", "SparseLinear", "to_dense_linear", "to_sparse_linear"),
     "semi_structured": ("is_two_of_four", "to_semi_structured"),
-    "measured_checkpoint": ("CheckpointComparison", "compare_checkpoints"),
+    "measured_checkpoint": ("CheckpointComparison", "compare_checkpoints", "load_checkpoint"),
     # The arithmetic of the compute is the law's.
     "lossmith.laws.sparse_compute": ("average_density", "step_fractions", "steps_for_compute"),
 }
@@ -234,6 +234,7 @@ __all__ = [
     "is_compact",
     "is_two_of_four",
     "load_causal_model",
+    "load_checkpoint",
     "load_compact",
     "load_lost",
     "lost",

@@ -104,8 +104,8 @@ def load_checkpoint(folder: str | Path) -> nn.Module:
     """The model of a folder of this machine, ready to be measured: plain, compact, or with low-rank layers.
 
     Args:
-        folder: as ``save_pretrained``, :func:`~lossmith.sparsity.save_compact` or a run with ``weights=lost(...)`` wrote
-            it. Of the architecture that ``config.json`` names, in the type of numbers that is stored.
+        folder: as ``save_pretrained``, :func:`~lossmith.sparsity.save_compact` or a run with ``weights=lost(...)``
+            wrote it. Of the architecture that ``config.json`` names, in the type of numbers that is stored.
 
     Raises:
         InputError: it cannot be loaded; the reason is named.

@@ -50,22 +50,21 @@ def measured_lines(out: Path) -> list[str]:
 def _line(dense: Path, sparse: Path, name: str, length: int, seed: int) -> str:
     import torch
 
-    from lossmith.sparsity import compare_with_dense
-    from lossmith.sparsity.measured import file_bytes
+    from lossmith.sparsity import compare_with_dense, file_bytes, load_checkpoint
 
     try:
         sizes = file_bytes(dense / "model"), file_bytes(sparse / "model")
         if max(sizes) > _LARGEST:
             raise InputError(f"models of more than {_LARGEST / 1e9:g} GB are not loaded for it")
-        before, after = _load(dense / "model"), _load(sparse / "model")
+        before: Any = load_checkpoint(dense / "model")
+        after = load_checkpoint(sparse / "model")
         number = min(length, getattr(before.config, "max_position_embeddings", None) or length)
         ids = torch.randint(before.get_input_embeddings().weight.shape[0], (1, number))
-        held_out = {id(before): _examples(dense), id(after): _examples(sparse)}
         found = compare_with_dense(
             before,
             after,
             {"input_ids": ids},
-            evaluate=lambda model: held_out[id(model)],
+            evaluate=lambda model: _examples(dense if model is before else sparse),
             metric="eval/loss",
             files=sizes,
             name=f"{name} (seed {seed})",
@@ -74,16 +73,6 @@ def _line(dense: Path, sparse: Path, name: str, length: int, seed: int) -> str:
         # A finished comparison must not fail for what is said beyond it.
         return f"{name}: not measured beside the dense model: {str(error).strip().splitlines()[0]}"
     return found.summary()
-
-
-def _load(folder: Path) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from lossmith.sparsity import load_lost
-
-    if getattr(AutoConfig.from_pretrained(folder), "lost", None):
-        return load_lost(folder).eval()
-    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True).eval()
 
 
 def _examples(folder: Path) -> tuple[Any, Any]:
