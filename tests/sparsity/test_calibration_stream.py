@@ -181,3 +181,29 @@ def test_domain_texts_are_cut_and_padded_with_ignored_labels(tokenizer: Any) -> 
     assert int((first["labels"][0] != -100).sum()) < 9
     assert int((first["labels"][1] != -100).sum()) == 9
     assert second["input_ids"].shape[0] == 1
+
+
+class _Tied(nn.Module):
+    """One matrix in two layers of two blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(3))
+        self.blocks[2][0].weight = self.blocks[0][0].weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_a_matrix_in_two_layers_is_judged_by_the_inputs_of_both() -> None:
+    torch.manual_seed(0)
+    net, x = _Tied().double(), torch.randn(32, 4, dtype=torch.float64)
+    seen = {name: s for weights, s in stream_layers(net, [x], InputProducts) for name in weights}
+    assert list(seen) == ["blocks.0.0.weight", "blocks.1.0.weight"]
+    hidden = net.blocks[1](net.blocks[0](x))
+    # Two calls of one batch: the mean of two sequences' products.
+    assert torch.allclose(seen["blocks.0.0.weight"].hessian(), x.T @ x + hidden.T @ hidden)
+    inner = net.blocks[0](x)
+    assert torch.allclose(seen["blocks.1.0.weight"].hessian(), 2 * inner.T @ inner)

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from lossmith.sparsity.calibration import Batch, InputNorms
 from lossmith.sparsity.calibration_stream import stream_layers
-from lossmith.sparsity.magnitude import Masks
+from lossmith.sparsity.magnitude import Masks, block_weights
 from lossmith.sparsity.masks import largest_of_groups, parse_structure
 from lossmith.sparsity.optimal_brain_surgeon import check_pattern, turned
+from lossmith.sparsity.restoring import check_finite, unchanged_on_failure
 
 
 def wanda_scores(
@@ -47,6 +48,8 @@ def wanda(
 ) -> Masks:
     """Prune a model in place by :func:`wanda_scores`; nothing else moves.
 
+    A copy of the matrices is held in the CPU's memory meanwhile: after any error the model is as it was.
+
     Args:
         model: any module with linear layers (``Conv1D`` too).
         batches: see :func:`~lossmith.sparsity.calibration_rows`.
@@ -72,20 +75,24 @@ def wanda(
         raise ValueError(f"compare must be 'row' or 'matrix', got {compare!r}")
     group = parse_structure(pattern)
     check_pattern(model, pattern, targets, exclude)
+    check_finite(block_weights(model, targets=targets, exclude=exclude).weights)
     masks = {}
     flipped = turned(model)
-    for weights, seen in stream_layers(model, batches, InputNorms, targets=targets, exclude=exclude, order=order):
-        for name, weight in weights.items():
-            scores = wanda_scores(weight.T if name in flipped else weight, seen.squared())
-            if not bool(torch.isfinite(scores).all()):
-                raise ValueError(f"{name} has weights that are NaN or infinite, which have no rank")
-            if group is not None:
-                mask = largest_of_groups(scores, *group, name=name)
-            else:
-                mask = _largest(scores if compare == "row" else scores.reshape(1, -1), sparsity).reshape(scores.shape)
-            masks[name] = (mask.T if name in flipped else mask).contiguous()
-            with torch.no_grad():
-                weight.masked_fill_(~masks[name], 0)
+    with unchanged_on_failure() as keep:
+        for weights, seen in stream_layers(model, batches, InputNorms, targets=targets, exclude=exclude, order=order):
+            for name, weight in weights.items():
+                scores = wanda_scores(weight.T if name in flipped else weight, seen.squared())
+                if not bool(torch.isfinite(scores).all()):
+                    raise ValueError(f"{name} has scores that are NaN or infinite: its inputs are too large")
+                if group is not None:
+                    mask = largest_of_groups(scores, *group, name=name)
+                else:
+                    rows = scores if compare == "row" else scores.reshape(1, -1)
+                    mask = _largest(rows, sparsity).reshape(scores.shape)
+                masks[name] = (mask.T if name in flipped else mask).contiguous()
+                keep(weight)
+                with torch.no_grad():
+                    weight.masked_fill_(~masks[name], 0)
     return masks
 
 

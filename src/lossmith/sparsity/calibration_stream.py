@@ -14,6 +14,9 @@ from lossmith.errors import InputError
 from lossmith.sparsity.calibration import Batch, call
 from lossmith.sparsity.magnitude import block_weights
 
+# By the name of a matrix, the layers that have it: usually one.
+Layers = Mapping[str, Sequence[nn.Module]]
+
 
 class Statistic(Protocol):
     """What is kept of a layer's inputs: :class:`InputProducts`, :class:`InputNorms`, or one's own."""
@@ -62,7 +65,7 @@ def stream_layers(
     was_training = model.training
     model.eval()
     try:
-        layers = {name: model.get_submodule(name.removesuffix("weight").rstrip(".")) for name in wanted}
+        layers = _holders(model, wanted)
         for stage, own in _stages(model, batches, layers):
             yield from _through(stage, {name: layers[name] for name in own}, statistic, order)
             stage.finish()
@@ -84,7 +87,7 @@ class _Stop(Exception):
 
 
 def _through(
-    stage: _Stage, layers: Mapping[str, nn.Module], statistic: Callable[[], S], order: str
+    stage: _Stage, layers: Layers, statistic: Callable[[], S], order: str
 ) -> Iterator[tuple[dict[str, nn.Parameter], S]]:
     groups, repeated = _groups(stage, layers)
     kept = []
@@ -94,15 +97,15 @@ def _through(
         # A layer that runs several times (shared between blocks) must not stop the pass at its first call.
         if order == "layer" or number == len(groups) - 1:
             watched = {g[0]: s for g, s in kept}
-            stop = None if names[0] in repeated or order == "block" else layers[names[0]]
-            _pass(stage, {layers[name]: s for name, s in watched.items()}, stop)
+            stop = None if names[0] in repeated or order == "block" else layers[names[0]][0]
+            _pass(stage, {layer: s for name, s in watched.items() for layer in layers[name]}, stop)
             for members, seen in kept:
                 _check(members[0], seen)
-                yield {name: _weight(layers[name]) for name in members}, seen
+                yield {name: _weight(layers[name][0]) for name in members}, seen
             kept = []
 
 
-def _groups(stage: _Stage, layers: Mapping[str, nn.Module]) -> tuple[list[list[str]], set[str]]:
+def _groups(stage: _Stage, layers: Layers) -> tuple[list[list[str]], set[str]]:
     """Layers that read the same tensor, in the order of their first call, and those that run more than once."""
     groups: list[list[str]] = []
     grouped: set[str] = set()
@@ -134,11 +137,11 @@ def _groups(stage: _Stage, layers: Mapping[str, nn.Module]) -> tuple[list[list[s
     return groups, repeated
 
 
-def _calls(stage: _Stage, layers: Mapping[str, nn.Module], number: int) -> list[tuple[str, Tensor]]:
+def _calls(stage: _Stage, layers: Layers, number: int) -> list[tuple[str, Tensor]]:
     """Which layer was called with what, for one batch."""
     calls: list[tuple[str, Tensor]] = []
     with ExitStack() as stack, torch.no_grad():
-        for name, layer in layers.items():
+        for name, layer in ((name, layer) for name, own in layers.items() for layer in own):
 
             def seen(_: Any, args: Any, kwargs: Any, name: str = name) -> None:
                 calls.append((name, _first(args, kwargs)))
@@ -163,9 +166,7 @@ def _pass(stage: _Stage, watched: Mapping[nn.Module, Statistic], stop: nn.Module
                 stage.run(number)
 
 
-def _stages(
-    model: nn.Module, batches: Sequence[Batch], layers: Mapping[str, nn.Module]
-) -> Iterator[tuple[_Stage, list[str]]]:
+def _stages(model: nn.Module, batches: Sequence[Batch], layers: Layers) -> Iterator[tuple[_Stage, list[str]]]:
     """The layers before the blocks, each block, the layers after them; the whole model where it is no chain."""
     whole = _Stage(lambda i: call(model, batches[i]), len(batches))
     chain = _chain(model, batches, layers)
@@ -244,9 +245,7 @@ def _is_same(one: tuple[tuple[Any, ...], dict[str, Any]], other: tuple[tuple[Any
     return all(a is b for a, b in pairs)
 
 
-def _chain(
-    model: nn.Module, batches: Sequence[Batch], layers: Mapping[str, nn.Module]
-) -> tuple[list[str], set[str]] | None:
+def _chain(model: nn.Module, batches: Sequence[Batch], layers: Layers) -> tuple[list[str], set[str]] | None:
     """The blocks' names if each block's input is the output of the one before, and which layers run before them."""
     # Only outermost lists: blocks may hold lists of their own.
     lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
@@ -257,6 +256,8 @@ def _chain(
     listed: Any = model.get_submodule(outer[0])
     names = [f"{outer[0]}.{index}" for index, _ in listed.named_children()]
     blocks = [model.get_submodule(name) for name in names]
+    if _shared(model, names, layers):
+        return None
     inputs: list[Tensor | None] = []
     outputs: list[Any] = []
     before: set[str] = set()
@@ -272,7 +273,7 @@ def _chain(
         for block in blocks:
             stack.callback(block.register_forward_pre_hook(enter, with_kwargs=True).remove)
             stack.callback(block.register_forward_hook(leave).remove)
-        for name, layer in layers.items():
+        for name, layer in ((name, layer) for name, own in layers.items() for layer in own):
 
             def note(_: Any, args: Any, name: str = name) -> None:
                 if not inputs:
@@ -290,6 +291,26 @@ def _chain(
     if any(later is not earlier for earlier, later in zip(outputs, inputs[1:], strict=False)):
         return None
     return names, before
+
+
+def _holders(model: nn.Module, weights: Mapping[str, nn.Parameter]) -> Layers:
+    """The layers with each matrix: some models have one matrix in several."""
+    names = {id(weight): name for name, weight in weights.items()}
+    found: dict[str, list[nn.Module]] = {name: [] for name in weights}
+    for module in model.modules():
+        if (name := names.get(id(module._parameters.get("weight")))) is not None:
+            found[name].append(module)
+    return found
+
+
+def _shared(model: nn.Module, blocks: Sequence[str], layers: Layers) -> bool:
+    """Whether a matrix is in several blocks, or in a block and outside: what one of them sees is not all of it."""
+    owners = {id(layer): name for name, own in layers.items() for layer in own}
+    places: dict[str, set[str | None]] = {name: set() for name in layers}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if (name := owners.get(id(module))) is not None:
+            places[name].add(next((block for block in blocks if path.startswith(f"{block}.")), None))
+    return any(len(found) > 1 for found in places.values())
 
 
 def _hidden(output: Any) -> Any:

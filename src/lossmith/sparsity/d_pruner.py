@@ -22,6 +22,7 @@ from lossmith.sparsity.calibration import Batch, InputProducts
 from lossmith.sparsity.calibration_stream import stream_layers
 from lossmith.sparsity.magnitude import Masks, block_weights, one_shot_masks
 from lossmith.sparsity.optimal_brain_surgeon import surgeon, turned
+from lossmith.sparsity.restoring import check_finite
 
 Importance = dict[str, Tensor]
 
@@ -57,6 +58,7 @@ def general_importance(
     >>> {name: g.shape for name, g in general_importance(net, [torch.randn(32, 4)], targets="all").items()}
     {'0.weight': torch.Size([8, 4]), '2.weight': torch.Size([2, 8])}
     """
+    check_finite(block_weights(model, targets=targets, exclude=exclude).weights)
     flipped = turned(model)
     found: Importance = {}
     own: dict[str, tuple[nn.Parameter, Tensor]] = {}

@@ -22,6 +22,7 @@ from lossmith.losses import cross_entropy
 from lossmith.sparsity.calibration import Batch, call
 from lossmith.sparsity.d_pruner import Importance, check_importance, regularized_gradient, taylor_term
 from lossmith.sparsity.magnitude import block_weights
+from lossmith.sparsity.restoring import check_finite
 
 Loss = Callable[[nn.Module, Batch], Tensor]
 # How often a scale of half-precision gradients is halved before a batch counts as not finite.
@@ -82,7 +83,8 @@ def dual_importance(
     rate rises from 0 over the first ``warmup`` of the steps and falls to 0 over the rest.
 
     Args:
-        model: has its own weights again afterwards, unless ``keep_finetuned``; a copy of them is held meanwhile.
+        model: has its own weights again afterwards, unless ``keep_finetuned`` and no error; a copy of them is held
+            meanwhile.
         batches: the domain; see :func:`~lossmith.sparsity.text_batches`.
         general: :math:`G` of every matrix, from :func:`~lossmith.sparsity.general_importance`; ``None``: the domain
             alone.
@@ -121,6 +123,7 @@ def dual_importance(
     if number < 2:
         raise InputError(f"a domain needs at least 2 texts, got {number}")
     scored = block_weights(model, targets=targets, exclude=exclude).weights
+    check_finite(scored)
     if general is not None:
         check_importance(general, scored, "general importance")
     state = _Descent(
@@ -239,12 +242,12 @@ def _step(model: nn.Module, batch: Batch, loss: Loss, state: _Descent, clip: flo
 
 @contextmanager
 def _free(model: nn.Module, scored: Any, keep: bool) -> Iterator[list[nn.Parameter]]:
-    """Parameters that train, without dropout; afterwards everything is as before, but weights if ``keep``."""
+    """Parameters that train, without dropout; afterwards all is as before, but weights if ``keep`` and no error."""
     was_training, required = model.training, {p: p.requires_grad for p in model.parameters()}
     for parameter in scored:
         parameter.requires_grad_(True)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    own = [] if keep else [p.detach().clone() for p in parameters]
+    own = [p.detach().clone() for p in parameters]
     gradients = [p.grad for p in parameters]
     for parameter in parameters:
         parameter.grad = None
@@ -252,9 +255,12 @@ def _free(model: nn.Module, scored: Any, keep: bool) -> Iterator[list[nn.Paramet
     try:
         with torch.enable_grad():
             yield parameters
+        if keep:
+            own.clear()
     finally:
         model.train(was_training)
         with torch.no_grad():
+            # None are left where the new weights are to stay.
             for parameter, before in zip(parameters, own, strict=False):
                 parameter.copy_(before)
         for parameter, gradient in zip(parameters, gradients, strict=True):

@@ -160,21 +160,31 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor], *, hold: bool = F
     Raises:
         InputError: a mask for a parameter that is not there, or of another shape.
     """
+    found: list[tuple[Tensor, Tensor]] = []
+    # All of them are looked at before the first is changed.
     for name, mask in masks.items():
         path, _, leaf = name.rpartition(".")
         try:
-            module = model.get_submodule(path)
-            weight = getattr(module, leaf)
+            weight = getattr(model.get_submodule(path), leaf)
         except AttributeError:
             raise InputError(f"the masks name {name}, which {type(model).__name__} does not have") from None
         if weight.shape != mask.shape:
             raise InputError(f"the mask of {name} has shape {tuple(mask.shape)}, the weight {tuple(weight.shape)}")
+        found.append((weight, mask.to(device=weight.device, dtype=torch.bool)))
+    for weight, mask in found:
         with torch.no_grad():
             # Not a product: what is removed may be NaN.
-            weight.masked_fill_(~mask.to(device=weight.device, dtype=torch.bool), 0)
-        if hold:
-            torch_prune.custom_from_mask(module, leaf, mask.to(weight.device))
+            weight.masked_fill_(~mask, 0)
+        for module, leaf in _users(model, weight) if hold else ():
+            torch_prune.custom_from_mask(module, leaf, mask)
     return model
+
+
+def _users(model: nn.Module, weight: Tensor) -> list[tuple[nn.Module, str]]:
+    """All modules that have a parameter, with its name there: layers may share it."""
+    return [
+        (m, name) for m in model.modules() for name, own in list(m.named_parameters(recurse=False)) if own is weight
+    ]
 
 
 def release_masks(model: nn.Module) -> nn.Module:

@@ -15,6 +15,7 @@ from lossmith.sparsity.d_pruner import general_importance, importance_masks
 from lossmith.sparsity.d_pruner_domain import Loss, dual_importance, next_token_loss
 from lossmith.sparsity.magnitude import Masks, SparsityReport, apply_masks, one_shot_masks, sparsity_report
 from lossmith.sparsity.optimal_brain_surgeon import check_pattern, sparsegpt
+from lossmith.sparsity.restoring import unchanged_on_failure
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -74,7 +75,7 @@ def prune(
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> Pruned:
-    """Prune a trained model in place, in one step.
+    """Prune a trained model in place, in one step; after any error it is as it was, bit for bit.
 
     ============================== =================================== ===============================================
     method                         looks at                            removes
@@ -183,9 +184,16 @@ def _d_pruner(
     of_pass = {name: options.pop(name) for name in _PASS_OPTIONS if name in options} | both
     check_pattern(model, pattern, **which)
     importance = general_importance(model, general, sparsity=sparsity, **of_pass, **which)
-    keep = apply_to == "finetuned"
-    found = dual_importance(model, domain, general=importance, keep_finetuned=keep, **which, **training, **options)
-    return importance_masks(model, found.scores, sparsity, pattern=pattern, **of_masks, **which), found.losses
+    # What the masks are asked for is checked before hours are spent on the scores.
+    importance_masks(model, importance, sparsity, pattern=pattern, **of_masks, **which)
+    finetuned = apply_to == "finetuned"
+    with unchanged_on_failure() as keep:
+        for parameter in model.parameters() if finetuned else ():
+            keep(parameter)
+        found = dual_importance(
+            model, domain, general=importance, keep_finetuned=finetuned, **which, **training, **options
+        )
+        return importance_masks(model, found.scores, sparsity, pattern=pattern, **of_masks, **which), found.losses
 
 
 def _plain(method: str, pattern: str | None) -> str:

@@ -19,6 +19,7 @@ from lossmith.sparsity.calibration import Batch, InputProducts
 from lossmith.sparsity.calibration_stream import stream_layers
 from lossmith.sparsity.magnitude import Masks, block_weights
 from lossmith.sparsity.masks import largest_of_groups, parse_structure
+from lossmith.sparsity.restoring import check_finite, unchanged_on_failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +153,8 @@ def sparsegpt(
     """Prune a model in place with :func:`surgeon`, matrix by matrix, on the inputs that pruned layers produce.
 
     Memory beyond the model: one Hessian (inputs x inputs, float32; matrices that read the same input share it), its
-    factor, one matrix and the inputs of one block.
+    factor, one matrix and the inputs of one block; and in the CPU's memory a copy of the matrices, so that the model is
+    as it was after any error.
 
     Args:
         model: any module with linear layers (``Conv1D`` too).
@@ -169,27 +171,37 @@ def sparsegpt(
     {'0.weight': 16, '2.weight': 8}
     """
     check_pattern(model, pattern, targets, exclude)
+    check_finite(block_weights(model, targets=targets, exclude=exclude).weights)
     masks = {}
     flipped = turned(model)
-    for weights, seen in stream_layers(model, batches, InputProducts, targets=targets, exclude=exclude, order=order):
-        hessian = seen.hessian()
-        for name, weight in weights.items():
-            matrix = weight.detach().T if name in flipped else weight.detach()
-            found = surgeon(
-                matrix,
-                hessian,
-                sparsity,
-                pattern=pattern,
-                block_size=block_size,
-                damping=damping,
-                count=count,
-                name=name,
-            )
-            masks[name] = (found.mask.T if name in flipped else found.mask).contiguous()
-            with torch.no_grad():
-                weight.copy_(found.weight.T if name in flipped else found.weight)
-                # What rounds to zero in half precision is still one that stays; what goes is zero in any.
-                weight.masked_fill_(~masks[name], 0)
+    with unchanged_on_failure() as keep:
+        for weights, seen in stream_layers(
+            model, batches, InputProducts, targets=targets, exclude=exclude, order=order
+        ):
+            hessian = seen.hessian()
+            for name, weight in weights.items():
+                matrix = weight.detach().T if name in flipped else weight.detach()
+                found = surgeon(
+                    matrix,
+                    hessian,
+                    sparsity,
+                    pattern=pattern,
+                    block_size=block_size,
+                    damping=damping,
+                    count=count,
+                    name=name,
+                )
+                masks[name] = (found.mask.T if name in flipped else found.mask).contiguous()
+                if not bool(torch.isfinite(found.weight.to(weight.dtype)).all()):
+                    raise ValueError(
+                        f"what is left of {name} would have to grow beyond {str(weight.dtype).removeprefix('torch.')}: "
+                        "load the model in a type with more range, or give a larger damping"
+                    )
+                keep(weight)
+                with torch.no_grad():
+                    weight.copy_(found.weight.T if name in flipped else found.weight)
+                    # What rounds to zero in half precision is still one that stays; what goes is zero in any.
+                    weight.masked_fill_(~masks[name], 0)
     return masks
 
 
