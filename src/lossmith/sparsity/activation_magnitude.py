@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lossmith.sparsity.calibration import Batch, InputNorms
 from lossmith.sparsity.calibration_stream import stream_layers
 from lossmith.sparsity.magnitude import Masks, block_weights
-from lossmith.sparsity.masks import largest_of_groups, parse_structure
+from lossmith.sparsity.masks import check_sparsity, largest_of_groups, parse_structure
 from lossmith.sparsity.optimal_brain_surgeon import check_pattern, turned
 from lossmith.sparsity.restoring import check_finite, unchanged_on_failure
 
@@ -69,8 +69,7 @@ def wanda(
     >>> {name: int(mask.sum()) for name, mask in wanda(net, [torch.randn(32, 4)], targets="all").items()}
     {'0.weight': 16, '2.weight': 8}
     """
-    if not 0 <= sparsity < 1:
-        raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
+    check_sparsity(sparsity)
     if compare not in ("row", "matrix"):
         raise ValueError(f"compare must be 'row' or 'matrix', got {compare!r}")
     group = parse_structure(pattern)

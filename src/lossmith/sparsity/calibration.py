@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 # What a model is called with: one tensor, or arguments by name.
 Batch = Tensor | Mapping[str, Tensor]
+
+_USABLE = "give at least one text that is not blank, of words that the tokenizer knows"
 
 
 def calibration_rows(
@@ -45,24 +48,21 @@ def calibration_rows(
         ``{"input_ids": (batch_size, length)}`` each.
 
     Raises:
-        InputError: there is no row of two tokens or more.
+        InputError: no text has a token that the tokenizer knows; a tokenizer without an end token.
     """
-    from lossmith.data.tokenization import encode
-
     if samples < 1 or length < 2 or batch_size < 1:
         raise InputError(
             f"samples and batch_size must be at least 1 and length at least 2, got {samples}, {batch_size} and {length}"
         )
     tokens: list[int] = []
     for text in texts:
-        if text.strip():
-            tokens += encode(tokenizer, [text])[0].tolist()
+        for found in _framed(tokenizer, [text]):
+            tokens += found.tolist()
         if len(tokens) >= 4 * samples * length:
             break
     rows = [tokens[i : i + length] for i in range(0, len(tokens) - length + 1, length)] or [tokens]
-    # Without any text between them, two special tokens are no row.
-    if len(set(rows[0])) < 2:
-        raise InputError("the calibration texts have no usable tokens: give at least one text that is not blank")
+    if not tokens:
+        raise InputError(f"the calibration texts have no usable tokens: {_USABLE}")
     rows = random.Random(seed).sample(rows, min(samples, len(rows)))
     return [{"input_ids": torch.tensor(rows[i : i + batch_size])} for i in range(0, len(rows), batch_size)]
 
@@ -72,24 +72,34 @@ def text_batches(
 ) -> list[dict[str, Tensor]]:
     """Batches of whole texts, for methods that look at gradients: ``input_ids`` and ``labels`` (-100 in padding).
 
-    Texts that are longer than ``max_length`` tokens are cut there; those without a token are left out.
+    Texts that are longer than ``max_length`` tokens are cut there; those without a token that the tokenizer knows are
+    left out.
 
     Raises:
-        InputError: no text has a token.
+        InputError: no text is left; a tokenizer without an end token.
     """
     from lossmith.data.collation import PaddedCollator
-    from lossmith.data.tokenization import encode
 
     if batch_size < 1 or max_length < 2:
         raise InputError(f"batch_size must be at least 1 and max_length at least 2, got {batch_size} and {max_length}")
-    kept = [text for text in texts if text.strip()]
-    rows = [{"input_ids": ids[:max_length]} for ids in encode(tokenizer, kept)]
+    rows = [{"input_ids": ids[:max_length]} for ids in _framed(tokenizer, texts)]
     if not rows:
-        raise InputError("the domain texts have no usable tokens: give at least one text that is not blank")
+        raise InputError(f"the domain texts have no usable tokens: {_USABLE}")
     padding: Any = tokenizer.pad_token_id
     collate = PaddedCollator(int(padding if padding is not None else 0))
     batches = [collate(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
     return [{name: batch[name] for name in ("input_ids", "labels")} for batch in batches]
+
+
+def _framed(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[np.ndarray]:
+    """Token ids of texts of which there is more than the frame."""
+    from lossmith.data.tokenization import encode
+
+    if tokenizer.eos_token_id is None:
+        raise InputError("the tokenizer has no end token, which frames calibration texts: give it one, or batches")
+    special = list(tokenizer.all_special_ids)
+    encoded = encode(tokenizer, [text for text in texts if text.strip()])
+    return [ids for ids in encoded if not np.isin(ids, special).all()]
 
 
 def call(model: nn.Module, batch: Batch) -> Any:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from lossmith.sparsity.calibration import Batch, InputProducts
 from lossmith.sparsity.calibration_stream import stream_layers
 from lossmith.sparsity.magnitude import Masks, block_weights, one_shot_masks
+from lossmith.sparsity.masks import check_sparsity
 from lossmith.sparsity.optimal_brain_surgeon import surgeon, turned
 from lossmith.sparsity.restoring import check_finite
 
@@ -58,6 +59,7 @@ def general_importance(
     >>> {name: g.shape for name, g in general_importance(net, [torch.randn(32, 4)], targets="all").items()}
     {'0.weight': torch.Size([8, 4]), '2.weight': torch.Size([2, 8])}
     """
+    check_sparsity(sparsity)
     check_finite(block_weights(model, targets=targets, exclude=exclude).weights)
     flipped = turned(model)
     found: Importance = {}
@@ -182,8 +184,7 @@ def importance_masks(
     >>> importance_masks(net, scores, targets="all")["0.weight"].tolist()
     [[False, False], [True, True]]
     """
-    if not 0 <= sparsity < 1:
-        raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
+    check_sparsity(sparsity)
     if count not in ("exact", "released") or of not in ("targets", "all"):
         raise ValueError(f"count must be 'exact' or 'released' and of 'targets' or 'all', got {count!r} and {of!r}")
     wanted = block_weights(model, targets=targets, exclude=exclude).weights

@@ -51,6 +51,8 @@ def next_token_loss(model: nn.Module, batch: Batch) -> Tensor:
     logits = call(model, batch).logits[:, :-1]
     labels = batch.get("labels", batch["input_ids"])[:, 1:].to(logits.device)
     number = (labels != -100).sum()
+    if not int(number):
+        raise InputError("a batch has no token to predict: give texts of two tokens or more")
     return cross_entropy(logits.float(), labels).sum() / number
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from lossmith.errors import InputError
-from lossmith.sparsity.masks import Prunable, largest_of_groups, parse_structure, prunable_weights
+from lossmith.sparsity.masks import Prunable, check_sparsity, largest_of_groups, parse_structure, prunable_weights
 from lossmith.sparsity.threshold import KthSmallest
 
 METHODS = ("magnitude", "uniform", "random", "erk")
@@ -261,8 +261,7 @@ def _cosine(counts: np.ndarray) -> float:
 
 
 def _check(sparsity: float, method: str) -> None:
-    if not 0 <= sparsity < 1:
-        raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
+    check_sparsity(sparsity)
     if ":" in method:
         parse_structure(method)
     elif method not in METHODS:

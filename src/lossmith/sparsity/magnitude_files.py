@@ -16,7 +16,7 @@ from lossmith.errors import InputError
 from lossmith.files import check_new_folder, read_json, replacing_folder, safetensors_header
 from lossmith.sparsity.checkpoint_names import Source, parameter_sources
 from lossmith.sparsity.magnitude import SparsityReport, _check, block_weights
-from lossmith.sparsity.masks import largest_of_groups, parse_structure
+from lossmith.sparsity.masks import largest_of_groups, parse_structure, warn_of_stacked
 from lossmith.sparsity.threshold import KthSmallest
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -70,6 +70,7 @@ def open_weights(folder: str | Path, *, targets: Literal["blocks", "all"] = "blo
             tensors[name] = file, offset, kind, shape
     skeleton = _skeleton(folder)
     flipped = {f"{name}.weight" for name, module in skeleton.named_modules() if type(module).__name__ == "Conv1D"}
+    warn_of_stacked(skeleton)
     sources = parameter_sources(skeleton, tensors)
     places = {
         name: _place(folder, name, weight, sources.get(name), tensors)

@@ -6,6 +6,7 @@ Jin et al. 2025, arXiv 2501.12486 (released code: ``prune``).
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -181,6 +182,32 @@ def largest_of_groups(score: Tensor, n: int, m: int, *, name: str = "a weight") 
     groups = score.reshape(*score.shape[:-1], -1, m)
     order = torch.sort(groups, dim=-1, descending=True, stable=True).indices[..., :n]
     return torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, order, True).reshape(score.shape)
+
+
+def check_sparsity(sparsity: float) -> None:
+    """Raise ``ValueError`` unless it is a share in [0, 1), ``TypeError`` unless it is a number."""
+    if isinstance(sparsity, bool) or not isinstance(sparsity, int | float | np.integer | np.floating):
+        raise TypeError(f"sparsity must be a number in [0, 1), got {sparsity!r}")
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
+
+
+def warn_of_stacked(model: nn.Module) -> None:
+    """Say which weights look like several matrices in one parameter (experts): only linear layers are pruned."""
+    stacked = [name for name, weight in model.named_parameters() if weight.ndim == 3 and _is_stacked(model, name)]
+    if stacked:
+        share = sum(model.get_parameter(name).numel() for name in stacked) / sum(p.numel() for p in model.parameters())
+        warnings.warn(
+            f"{stacked[0]}" + (f" and {len(stacked) - 1} more" if len(stacked) > 1 else "") + " hold many matrices in "
+            f"one parameter (experts), which is not pruned: {share:.0%} of all parameters stay as they are",
+            stacklevel=3,
+        )
+
+
+def _is_stacked(model: nn.Module, name: str) -> bool:
+    """Convolutions over one dimension and single rows (positions, tokens of classes) are none."""
+    owner = model.get_submodule(name.rpartition(".")[0])
+    return not isinstance(owner, nn.Conv1d | nn.ConvTranspose1d) and min(model.get_parameter(name).shape) > 1
 
 
 def parse_structure(structure: str | None) -> tuple[int, int] | None:

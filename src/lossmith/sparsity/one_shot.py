@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from lossmith.errors import InputError, did_you_mean
 from lossmith.sparsity.activation_magnitude import wanda
@@ -14,6 +15,7 @@ from lossmith.sparsity.calibration import Batch, calibration_rows, text_batches
 from lossmith.sparsity.d_pruner import general_importance, importance_masks
 from lossmith.sparsity.d_pruner_domain import Loss, dual_importance, next_token_loss
 from lossmith.sparsity.magnitude import Masks, SparsityReport, apply_masks, one_shot_masks, sparsity_report
+from lossmith.sparsity.masks import check_sparsity, parse_structure, warn_of_stacked
 from lossmith.sparsity.optimal_brain_surgeon import check_pattern, sparsegpt
 from lossmith.sparsity.restoring import unchanged_on_failure
 
@@ -128,6 +130,10 @@ def prune(
     if unknown := [name for name in options if name not in OPTIONS.get(method, ())]:
         hint = did_you_mean(unknown[0], OPTIONS[method]) if method in OPTIONS else "it has none"
         raise InputError(f"method '{method}' has no option '{unknown[0]}': {hint}")
+    check_sparsity(sparsity)
+    if parse_structure(pattern) is None:
+        pattern = None
+    warn_of_stacked(model)
     which: dict[str, Any] = {"targets": targets, "exclude": exclude}
     rows: dict[str, Any] = {"samples": samples, "length": _readable(model, length), "seed": seed}
     losses: tuple[float, ...] = ()
@@ -193,7 +199,19 @@ def _d_pruner(
         found = dual_importance(
             model, domain, general=importance, keep_finetuned=finetuned, **which, **training, **options
         )
-        return importance_masks(model, found.scores, sparsity, pattern=pattern, **of_masks, **which), found.losses
+        scores = {
+            name: _reached(name, score, importance[name], model.get_parameter(name))
+            for name, score in found.scores.items()
+        }
+        return importance_masks(model, scores, sparsity, pattern=pattern, **of_masks, **which), found.losses
+
+
+def _reached(name: str, score: Tensor, general: Tensor, weight: Tensor) -> Tensor:
+    """A matrix's scores; where the domain has none (an expert that it never asks), its general importance."""
+    if bool(score.any()) or not bool(weight.any()):
+        return score
+    warnings.warn(f"{name} has no gradient on the domain: it is pruned by its general importance", stacklevel=4)
+    return general
 
 
 def _plain(method: str, pattern: str | None) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lossmith.sparsity.calibration import Batch, InputProducts
 from lossmith.sparsity.calibration_stream import stream_layers
 from lossmith.sparsity.magnitude import Masks, block_weights
-from lossmith.sparsity.masks import largest_of_groups, parse_structure
+from lossmith.sparsity.masks import check_sparsity, largest_of_groups, parse_structure
 from lossmith.sparsity.restoring import check_finite, unchanged_on_failure
 
 
@@ -88,8 +88,7 @@ def surgeon(
         raise ValueError(
             f"the Hessian of {name} {tuple(weight.shape)} must be square over its inputs, got {hessian.shape}"
         )
-    if not 0 <= sparsity < 1:
-        raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
+    check_sparsity(sparsity)
     if count not in ("exact", "released"):
         raise ValueError(f"count must be 'exact' or 'released', got {count!r}")
     if block_size < 1 or not damping >= 0:
@@ -170,6 +169,7 @@ def sparsegpt(
     >>> {name: int(mask.sum()) for name, mask in sparsegpt(net, [torch.randn(32, 4)], targets="all").items()}
     {'0.weight': 16, '2.weight': 8}
     """
+    check_sparsity(sparsity)
     check_pattern(model, pattern, targets, exclude)
     check_finite(block_weights(model, targets=targets, exclude=exclude).weights)
     masks = {}
