@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
+from one_experiment import smoke_experiment
 
 from lossmith.errors import InputError
 from lossmith.sparsity import PruningSchedule
@@ -19,20 +20,7 @@ STUDY = get_study("average-parameter-law")
 TOY = {"width": 16, "steps": 16, "batch_size": 16, "characters": 4_000, "held_out": 100}
 
 
-def experiment(arm: str, folder: Path, seed: int = 0, **changes: Any) -> Any:
-    options = {**STUDY.options["smoke"], **TOY, **changes}
-    assert STUDY.prepare is not None
-    assert STUDY.experiment is not None
-    given = {**options, **STUDY.prepare(options, folder)}
-    return STUDY.experiment(arm, seed, given, folder / "runs" / arm / f"seed-{seed}")
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    words = ["loss", "weight", "model", "data", "step", "token", "batch", "head", "law", "probe"]
-    lines = (" ".join(words[(i * k + k * k) % 10] for k in range(1, 12)) for i in range(200))
-    (tmp_path / "mine.txt").write_text("\n".join(lines) + " é\n")
-    return tmp_path / "mine.txt"
+experiment = partial(smoke_experiment, STUDY, TOY)
 
 
 def test_sizes_are_those_of_the_published_check() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from one_experiment import smoke_experiment
 
 from lossmith.errors import InputError
 from lossmith.sparsity import lost_report
@@ -21,20 +22,7 @@ STUDY = get_study("lost")
 TOY = {"steps": 2, "batch_size": 2, "characters": 4_000, "held_out": 4, "layer_steps": 2}
 
 
-def experiment(arm: str, folder: Path, seed: int = 0, **changes: Any) -> Any:
-    options = {**STUDY.options["smoke"], **TOY, **changes}
-    assert STUDY.prepare is not None
-    assert STUDY.experiment is not None
-    given = {**options, **STUDY.prepare(options, folder)}
-    return STUDY.experiment(arm, seed, given, folder / "runs" / arm / f"seed-{seed}")
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    words = ["loss", "weight", "model", "data", "step", "token", "batch", "head", "law", "probe"]
-    lines = (" ".join(words[(i * k + k * k) % 10] for k in range(1, 12)) for i in range(200))
-    (tmp_path / "mine.txt").write_text("\n".join(lines) + " é\n")
-    return tmp_path / "mine.txt"
+experiment = partial(smoke_experiment, STUDY, TOY)
 
 
 def test_all_low_rank_arms_have_as_many_weights() -> None:
