@@ -61,7 +61,7 @@ def test_large_steps_are_exact(
         before = head._strain
         head.step(lr)
         looks += head._strain < before
-        assert torch.linalg.cond(head.old_u) < 300 * math.exp(STRAIN)
+        assert torch.linalg.cond(head._factor("old").u) < 300 * math.exp(STRAIN)
         if number % 10 == 0:
             size = exact.abs().max()
             error = (head.weight.double() - exact).abs().max() / size
@@ -129,7 +129,7 @@ def test_weight_decay_alone_may_go_on_for_ever(dtype: torch.dtype) -> None:
     assert max(head.consistency().values()) < 1e-5
     # While nothing is rewritten the second factor rests.
     if not head._busy:
-        assert torch.equal(head.new_u, torch.eye(FEATURES, dtype=torch.float64))
+        assert torch.equal(head._factor("new").u, torch.eye(FEATURES, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -307,7 +307,7 @@ def test_a_rewriting_keeps_pace_with_the_steps(lr: float, dtype: torch.dtype, mo
         head.step(lr)
         if head._busy:
             most, rewritten = max(most, head._place - before), rewritten + 1
-        conditions.append(float(torch.linalg.cond(head.old_u)))
+        conditions.append(float(torch.linalg.cond(head._factor("old").u)))
     assert rewritten
     assert not at_once
     assert most < classes / 3

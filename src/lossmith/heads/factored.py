@@ -50,6 +50,23 @@ class Factor(NamedTuple):
     omega: Tensor
 
 
+class Small(NamedTuple):
+    """The small matrices in the type of the products.
+
+    Attributes:
+        gram: ``Q``.
+        rows: of each factor in use ``U``, and below it ``ω`` and ``w̄``: all that hidden states are multiplied by.
+    """
+
+    gram: Float[Tensor, "features features"]
+    rows: dict[str, Float[Tensor, "features+2 features"]]
+
+    @property
+    def sums(self) -> Float[Tensor, " features"]:
+        """``w̄``."""
+        return self.rows["old"][-1]
+
+
 @dataclass(slots=True)
 class Gradient:
     """A gradient ``(2 g_q o + g_s 1 + y) hᵀ`` of the matrix, one row per example, and what was computed on the way.
@@ -59,24 +76,24 @@ class Gradient:
         two_q: ``2 g_q``.
         by_s: ``g_s``.
         by_targets: the nonzeros of ``y``.
+        total: their sum.
         rows: their classes.
-        s: sums of outputs.
         sparse_part: ``(g_s 1 + y) W``.
         weighted: ``diag(2 g_q) H``.
         of_hidden: the gradient of ``H``.
-        rotated: ``H Uᵀ`` of each factor in use.
+        rotated: of each factor in use ``H Uᵀ``, ``H ω`` and ``H w̄``, side by side.
     """
 
     hidden: Float[Tensor, "rows features"]
     two_q: Float[Tensor, " rows"]
     by_s: Float[Tensor, " rows"]
     by_targets: Float[Tensor, "rows targets"]
+    total: Float[Tensor, " rows"]
     rows: Int[Tensor, "rows targets"]
-    s: Float[Tensor, " rows"]
     sparse_part: Float[Tensor, "rows features"]
     weighted: Float[Tensor, "rows features"]
     of_hidden: Float[Tensor, "rows features"]
-    rotated: dict[str, Float[Tensor, "rows features"]]
+    rotated: dict[str, Float[Tensor, "rows features+2"]]
 
     @staticmethod
     def joined(parts: list[Gradient]) -> Gradient:
@@ -139,63 +156,72 @@ def deviations(w: Tensor, gram: Tensor, sums: Tensor, factor: Factor, *, block: 
     }
 
 
-@dataclass(slots=True)
-class Products:
-    """``HᵀGᵀG H``'s trace, the squared norm of the gradient of ``W``; and what a step needs of it.
+class Products(NamedTuple):
+    """Inner products over all classes, without a term that grows with them.
 
-    With fewer rows than features ``GᵀG`` and ``H Hᵀ`` (rows x rows) are small; otherwise matrices of features x
-    features are.
+    With fewer rows than features those of rows are small; otherwise those of features are.
+
+    Attributes:
+        squared_norm: of the gradient of ``W``.
+        of_outputs: ``G GᵀG``'s small one: ``GᵀG`` (rows x rows), or ``H GᵀG Hᵀ`` (features x features), where ``G`` is
+            the gradient by the outputs.
+        of_hidden: ``H Hᵀ`` (rows x rows), if rows are few.
+        weights: ``Hᵀ diag(2 g_q) H`` (features x features), if they are many.
+        change: ``Wᵀ G Hᵀ`` (features x features), if they are many.
     """
 
     squared_norm: Tensor
+    of_outputs: Tensor
     of_hidden: Tensor | None = None
     weights: Tensor | None = None
-    of_outputs: Tensor | None = None
     change: Tensor | None = None
-    both: Tensor | None = None
 
 
-def products(g: Gradient, classes: int) -> Products:
-    """Inner products over all classes, without a term that grows with them."""
-    total = g.by_targets.sum(-1)
-    h, weighted, of_hidden = g.hidden, g.weighted, g.of_hidden
+def products(g: Gradient, small: Small, classes: int) -> Products:
+    """What a step needs; see :class:`Products`.
+
+    ``G = o diag(2 g_q) + 1 g_sᵀ + Y``, and ``WᵀG`` is the gradient of ``H``, so that ``GᵀG`` is symmetric in ``G`` and
+    that: half of it is computed, and its transpose added.
+    """
+    h, weighted, total = g.hidden, g.weighted, g.total
     rows, features = h.shape
     if rows < features:
-        # GᵀG = diag(2g_q) H (gradient of H)ᵀ + Z (diag(2g_q) H)ᵀ + YᵀY + the parts along 1.
-        m = torch.addmm(_target_products(g), weighted, of_hidden.T).addmm_(g.sparse_part, weighted.T)
-        by_s = g.by_s
-        m.addr_(classes * by_s + total, by_s).addr_(by_s, total)
-        hidden_products = h @ h.T
-        return Products(torch.sum(m * hidden_products), of_hidden=hidden_products, of_outputs=m)
-    weights = weighted.T @ h
-    change = of_hidden.T @ h
-    both = weights @ change
-    both.addmm_(h.T @ g.sparse_part, weights)
+        half = torch.addmm(_target_products(g), weighted, (g.of_hidden + g.sparse_part).T, beta=0.5, alpha=0.5)
+        half.addr_(torch.add(total, g.by_s, alpha=0.5 * classes), g.by_s)
+        of_outputs = half + half.T
+        of_hidden = h @ h.T
+        return Products(torch.dot(of_outputs.view(-1), of_hidden.view(-1)), of_outputs, of_hidden=of_hidden)
+    weights, sparse = weighted.T @ h, g.sparse_part.T @ h
+    # The part of o through Q instead of a product over the rows.
+    change = torch.addmm(sparse, small.gram, weights).addr_(small.sums, weights @ small.sums, alpha=1 / classes)
     gathered = _by_class(g)
-    both.addmm_(gathered.T, gathered)
+    half = torch.mm(gathered.T, gathered).addmm_(weights, change + sparse, beta=0.5, alpha=0.5)
     a, b = h.T @ g.by_s, h.T @ total
-    both.addr_(classes * a + b, a).addr_(a, b)
-    return Products(both.diagonal().sum(), weights=weights, change=change, both=both)
+    half.addr_(torch.add(b, a, alpha=0.5 * classes), a)
+    of_outputs = half + half.T
+    return Products(of_outputs.diagonal().sum(), of_outputs, weights=weights, change=change)
 
 
-def change_of_gram(g: Gradient, p: Products, sums: Tensor, classes: int, lr: float) -> tuple[Tensor, Tensor]:
-    """``C`` and ``c``: in a step the centred Gram matrix loses ``η (C + Cᵀ)``, and the column sums lose ``η c``."""
-    total = torch.add(g.by_targets.sum(-1), g.by_s, alpha=classes).addcmul_(g.two_q, g.s)
-    lost = g.hidden.T @ total
-    # From W' = W - η G Hᵀ; the change of w̄ w̄ᵀ/D goes along, so that nothing large is subtracted from anything large.
-    along = torch.sub(sums, lost, alpha=0.5 * lr)
-    if p.of_outputs is not None:
+def move_gram(recent: Tensor, g: Gradient, p: Products, along: Tensor, lost: Tensor, classes: int, lr: float) -> None:
+    """Take a step's ``η C`` off half of the centred Gram matrix, which loses ``η (C + Cᵀ)``; in place.
+
+    ``lost`` is what the column sums have lost, ``along`` their mean of before and after: the change of ``w̄ w̄ᵀ/D`` goes
+    along, so that nothing large is subtracted from anything large.
+    """
+    # From W' = W - η G Hᵀ.
+    if p.of_hidden is not None:
         rows = torch.addmm(g.of_hidden, p.of_outputs, g.hidden, alpha=-0.5 * lr)
-        return rows.addr_(total, along, alpha=-1 / classes).T @ g.hidden, lost
-    assert p.change is not None
-    assert p.both is not None
-    return torch.sub(p.change, p.both, alpha=0.5 * lr).addr_(along, lost, alpha=-1 / classes), lost
+        recent.addmm_(rows.T, g.hidden, alpha=-lr)
+    else:
+        assert p.change is not None
+        recent.add_(p.change, alpha=-lr).add_(p.of_outputs, alpha=0.5 * lr**2)
+    recent.addr_(along, lost, alpha=1 / classes)
 
 
 def _target_products(g: Gradient) -> Tensor:
     """``YᵀY``: examples that share a target class."""
     if g.rows.shape[1] == 1:
-        return (g.rows == g.rows.T) * (g.by_targets * g.by_targets.T)
+        return torch.outer(g.by_targets[:, 0], g.by_targets[:, 0]).masked_fill_(g.rows != g.rows.T, 0)
     _, position = torch.unique(g.rows, return_inverse=True)
     dense = g.by_targets.new_zeros(len(g.rows), int(position.max()) + 1)
     dense.scatter_add_(1, position, g.by_targets)
@@ -206,6 +232,9 @@ def _by_class(g: Gradient) -> Tensor:
     """``Y H``: one row for each class that is a target."""
     classes, position = torch.unique(g.rows, return_inverse=True)
     moved = (g.by_targets.unsqueeze(-1) * g.hidden.unsqueeze(1)).reshape(-1, g.hidden.shape[1])
+    if len(classes) == len(moved):
+        # In whatever order: only the sum over classes is wanted.
+        return moved
     return moved.new_zeros(len(classes), g.hidden.shape[1]).index_add_(0, position.reshape(-1), moved)
 
 
@@ -219,7 +248,7 @@ def descend_plainly(w: Tensor, g: Gradient, lr: float, *, block: int) -> None:
 
 
 class Move(NamedTuple):
-    """A step of a factor, not applied yet: ``H U'⁻¹`` of the new one, ``H Uᵀ`` of the old; the new inverse if known.
+    """A step of a factor, not applied yet: ``H U'⁻¹`` of the new one, and the new inverse if it is known.
 
     ``strain`` bounds the logarithm of what the step does to the condition of ``U``, and to its size: ``U' = U (I - S)``
     with symmetric ``S``, whose eigenvalues are at most its norm, so that singular values change by factors between
@@ -227,12 +256,11 @@ class Move(NamedTuple):
     """
 
     rows: Tensor
-    rotated: Tensor
     inverse: Tensor | None
     strain: float
 
 
-def move_of_factor(factor: Factor, g: Gradient, rotated: Tensor, p: Products, lr: float) -> Move | None:
+def move_of_factor(inverse: Tensor, g: Gradient, p: Products, lr: float) -> Move | None:
     """``None`` where the step would make ``U`` singular (or nearly so)."""
     h = g.hidden
     # The matrix that a step is about: E = η H Hᵀ diag(2 g_q), or S = η Hᵀ diag(2 g_q) H, with the same eigenvalues.
@@ -255,36 +283,23 @@ def move_of_factor(factor: Factor, g: Gradient, rotated: Tensor, p: Products, lr
             return None
     strain = math.log(most / least)
     if p.of_hidden is None:
-        inverse, info = torch.linalg.inv_ex(factor.u - lr * (rotated.T @ g.weighted))
-        if int(info) or not bool(torch.isfinite(inverse).all()):
-            return None
-        inverse = inverse.to(h.dtype)
-        return Move(h @ inverse, rotated, inverse, strain)
+        # U'⁻¹ = (I - S)⁻¹ U⁻¹.
+        inverse = _solve(e, inverse, size)
+        return Move(h @ inverse, inverse, strain)
     # P = H U'⁻¹ solves (I - E) P = H U⁻¹ (Woodbury).
-    start = h @ factor.inverse
+    return Move(_solve(e, h @ inverse, size), None, strain)
+
+
+def _solve(e: Tensor, right: Tensor, size: float) -> Tensor:
+    """``(I - E)⁻¹`` times a matrix; ``size`` is a norm of ``E``."""
     if size < SERIES:
-        # P = Σ Eᵏ H U⁻¹ up to the first k with |E|ᵏ⁺¹ < eps: a few products, where a factorisation takes longer than
-        # all else.
+        # Σ Eᵏ up to the first k with |E|ᵏ⁺¹ < eps: a few products, where a factorisation takes longer than all else.
         terms = math.ceil(math.log(torch.finfo(e.dtype).eps) / math.log(max(size, 1e-300))) - 1
-        rows = start
+        found = right
         for _ in range(max(1, terms)):
-            rows = torch.addmm(start, e, rows)
-    else:
-        system = torch.eye(len(e), dtype=e.dtype, device=e.device) - e
-        rows = torch.linalg.solve(system, start)
-    return Move(rows, rotated, None, strain)
-
-
-def apply_move(factor: Factor, move: Move, g: Gradient, lr: float) -> None:
-    """Change ``U``, its inverse and ``ω`` in place."""
-    factor.u.sub_(move.rotated.T @ g.weighted, alpha=lr)
-    if move.inverse is not None:
-        factor.inverse.copy_(move.inverse)
-    else:
-        # U'⁻¹ = U⁻¹ + η Hᵀ diag(2 g_q) P.
-        factor.inverse.addmm_(g.weighted.T, move.rows, alpha=lr)
-    along = torch.addcmul(g.by_s, g.hidden @ factor.omega.to(g.hidden.dtype), g.two_q)
-    factor.omega.sub_(g.hidden.T @ along, alpha=lr)
+            found = torch.addmm(right, e, found)
+        return found
+    return torch.linalg.solve(torch.eye(len(e), dtype=e.dtype, device=e.device) - e, right)
 
 
 def invert(factor: Factor) -> tuple[float, float]:

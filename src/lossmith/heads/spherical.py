@@ -17,13 +17,13 @@ from lossmith.heads.factored import (
     STRAIN,
     Factor,
     Gradient,
-    apply_move,
+    Small,
     centred_gram,
-    change_of_gram,
     descend_plainly,
     deviations,
     identity,
     invert,
+    move_gram,
     move_of_factor,
     products,
     rewrite,
@@ -35,15 +35,17 @@ from lossmith.heads.spherical_step import (
     Unscaled,
     best_of,
     exactly,
-    moved,
     read_targets,
     root,
 )
+from lossmith.heads.summed import Summed, moved
 
 # Rows of V that are multiplied at a time where all of them are wanted.
 BLOCK = 8192
 # A rewriting takes at most this many steps, and at least this many rows of V per step.
 REWRITING_STEPS, FEWEST_ROWS = 1000, 512
+# Steps between which changes of the small matrices are added up in the type of the products.
+SETTLED = 64
 
 
 class SphericalHead(nn.Module):
@@ -99,14 +101,11 @@ class SphericalHead(nn.Module):
     """
 
     v: Tensor
-    gram: Tensor
-    sums: Tensor
-    old_u: Tensor
+    moments: Summed
+    old: Summed
+    new: Summed
     old_inverse: Tensor
-    old_omega: Tensor
-    new_u: Tensor
     new_inverse: Tensor
-    new_omega: Tensor
     rewritten: Tensor
     steps: Tensor
     pace: Tensor
@@ -154,12 +153,13 @@ class SphericalHead(nn.Module):
         # One row per class: the only thing of that size.
         self.register_buffer("v", v)
         q, sums = centred_gram(v, block=BLOCK)
-        self.register_buffer("gram", q)
-        self.register_buffer("sums", sums)
-        # Rows before `rewritten` have the new factor, the others the old one.
+        self.moments = Summed(q, dtype, symmetric=True)
+        # Rows of V before `rewritten` have the new factor, the others the old one. Each has the rows U, ω and w̄, which
+        # is the same in both.
+        u, inverse, omega = identity(in_features, dtype, v.device)
         for name in ("old", "new"):
-            for part, value in zip(Factor._fields, identity(in_features, dtype, v.device), strict=True):
-                self.register_buffer(f"{name}_{part}", value)
+            setattr(self, name, Summed(torch.cat((u, omega[None], sums[None])), dtype))
+            self.register_buffer(f"{name}_inverse", inverse.clone())
         self.register_buffer("rewritten", torch.zeros((), dtype=torch.int64))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._pending: list[Gradient] = []
@@ -171,7 +171,8 @@ class SphericalHead(nn.Module):
         self.register_buffer("strain", torch.zeros((), dtype=torch.float64))
         self.register_buffer("looked", torch.zeros((), dtype=torch.int64))
         self._changes = 0  # each makes void what a forward pass has left behind
-        self._working: dict[str, Tensor] = {}
+        self._small: Small | None = None
+        self.register_state_dict_pre_hook(lambda module, *_: module._write_counters())
         self.register_load_state_dict_post_hook(lambda module, _: module._read_counters())
 
     # ---- training -------------------------------------------------------------------------------------------------
@@ -223,8 +224,6 @@ class SphericalHead(nn.Module):
         if (pending and lr > 0) or keep != 1:
             self._count += 1
             self._stabilize()
-            self.steps.fill_(self._count)
-            self.strain.fill_(self._strain)
             self._changed()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -237,35 +236,38 @@ class SphericalHead(nn.Module):
         """Frobenius norm of the accumulated gradient of ``W``, exactly: ``Σ (GᵀG ∘ HᵀH)``."""
         if not self._pending:
             return 0.0
-        return root(products(Gradient.joined(self._pending), self.num_classes).squared_norm)
+        return root(products(Gradient.joined(self._pending), self._narrow(), self.num_classes).squared_norm)
 
     @exactly
     def _forward(self, hidden: Tensor, indices: Tensor, values: Tensor) -> tuple[Tensor, Unscaled]:
         """Losses, and each row's gradient as if its loss counted once."""
-        w, d = self._in_working_type(), self.num_classes
-        with_gram = hidden @ w["centred"]
+        small, features = self._narrow(), self.in_features
+        with_gram = hidden @ small.gram
         centred = torch.linalg.vecdot(with_gram, hidden)
-        s = hidden @ w["sums"]
-        with_gram.addr_(s / d, w["sums"])
-        q = centred + s.square() / d
-        rows = self.v.index_select(0, indices.reshape(-1)).reshape(*indices.shape, self.in_features)
-        rotated: dict[str, Tensor] = {}
-        outputs = torch.zeros_like(values)
-        for name, mine in self._generations(indices):
-            rotated[name] = hidden @ w[f"{name}_u"].T
-            part = torch.linalg.vecdot(rows, rotated[name].unsqueeze(1))
-            part += (hidden @ w[f"{name}_omega"]).unsqueeze(-1)
-            outputs = part if mine is None else torch.where(mine, part, outputs)
-        found = self.loss.derivatives(Outputs(outputs, values, q, s, centred, d))
-        sparse = torch.outer(found.by_s, w["sums"])
-        for name, mine in self._generations(indices):
-            y = found.by_targets if mine is None else found.by_targets * mine
-            weighted = y * rows[:, 0] if y.shape[1] == 1 else torch.einsum("mk,mkd->md", y, rows)
-            sparse.addmm_(weighted, w[f"{name}_u"]).addr_(y.sum(-1), w[f"{name}_omega"])
-        return found.loss, Unscaled(hidden, found, indices, s, with_gram, sparse, rotated)
+        rows = self.v.index_select(0, indices.reshape(-1)).view(*indices.shape, features)
+        parts = [(name, small.rows[name], mine) for name, mine in self._generations(indices)]
+        rotated = {name: hidden @ matrix.T for name, matrix, _ in parts}
+        outputs: Tensor | None = None
+        for name, _, mine in parts:
+            part = torch.linalg.vecdot(rows, rotated[name][:, None, :features]).add_(rotated[name][:, features, None])
+            outputs = part if outputs is None or mine is None else torch.where(mine, part, outputs)
+        assert outputs is not None
+        s = rotated["old"][:, -1]
+        with_gram.addr_(s, small.sums, alpha=1 / self.num_classes)
+        found = self.loss.derivatives(Outputs(outputs, values, s, centred, self.num_classes))
+        return found.loss, Unscaled(hidden, found, indices, rows, with_gram, parts, rotated)
+
+    @exactly
+    def _collect(self, unscaled: Unscaled, scale: Tensor) -> Tensor:
+        """Keep the gradient for the step; that of the hidden states."""
+        gradient = unscaled.times(scale)
+        if self.training:
+            self._pending.append(gradient)
+        return gradient.of_hidden
 
     def _descend(self, g: Gradient, lr: float) -> None:
-        p = products(g, self.num_classes)
+        small = self._narrow()
+        p = products(g, small, self.num_classes)
         norm = root(p.squared_norm)
         if not math.isfinite(norm):
             raise FloatingPointError(
@@ -275,23 +277,36 @@ class SphericalHead(nn.Module):
         if self.max_grad_norm is not None:
             lr *= min(1.0, self.max_grad_norm / (norm + 1e-6))
         used = self._generations(g.rows)
-        moves = {name: move_of_factor(self._factor(name), g, g.rotated[name], p, lr) for name, _ in used}
+        moves = {name: move_of_factor(self._inverse(name), g, p, lr) for name, _ in used}
         if any(move is None for move in moves.values()):
             # W may become singular, U may not. So large a step also takes digits off the statistics.
             self.materialise()
             descend_plainly(self.v, g, lr, block=BLOCK)
             self._recompute()
             return
-        change, lost = change_of_gram(g, p, self.sums.to(self.v.dtype), self.num_classes, lr)
-        self.gram.sub_(change + change.T, alpha=lr)
-        self.sums.sub_(lost, alpha=lr)
+        sums = self.old.recent[-1]
+        lost = sums.clone()
+        # ω and w̄ change by the sums of the gradient over the classes, of which those of its part 2 g_q o are like U's.
+        aside = torch.stack((g.by_s, torch.add(g.total, g.by_s, alpha=self.num_classes)))
         for name, mine in used:
             move = moves[name]
             assert move is not None
-            apply_move(self._factor(name), move, g, lr)
+            recent, inverse = getattr(self, name).recent, self._inverse(name)
+            if move.inverse is None:
+                recent.addmm_(g.rotated[name].T, g.weighted, alpha=-lr)
+                # U'⁻¹ = U⁻¹ + η Hᵀ diag(2 g_q) P.
+                inverse.addmm_(g.weighted.T, move.rows, alpha=lr)
+            else:
+                assert p.weights is not None
+                recent.addmm_(small.rows[name], p.weights, alpha=-lr)
+                inverse.copy_(move.inverse)
+            recent[-2:].addmm_(aside, g.hidden, alpha=-lr)
             y = g.by_targets if mine is None else g.by_targets * mine
             shift = y * move.rows if y.shape[1] == 1 else y.unsqueeze(-1) * move.rows.unsqueeze(1)
             self.v.index_add_(0, g.rows.reshape(-1), shift.reshape(-1, self.in_features), alpha=-lr)
+        lost -= sums
+        along = torch.sub(small.sums, lost, alpha=0.5)
+        move_gram(self.moments.recent, g, p, along, lost, self.num_classes, lr)
         self._strain += max(move.strain for move in moves.values() if move is not None)
 
     # ---- conditioning ---------------------------------------------------------------------------------------------
@@ -308,7 +323,8 @@ class SphericalHead(nn.Module):
         for counter in (self.rewritten, self.pace, self.strain):
             counter.zero_()
         for gradient in self._pending:
-            gradient.rotated = {"old": gradient.hidden}
+            columns = gradient.hidden.new_zeros(len(gradient.hidden), 1), gradient.rotated["old"][:, -1:]
+            gradient.rotated = {"old": torch.cat((gradient.hidden, *columns), 1)}
         self._changed()
 
     @exactly
@@ -319,8 +335,8 @@ class SphericalHead(nn.Module):
 
     def _recompute(self) -> None:
         gram, sums = centred_gram(self.v, block=BLOCK)
-        self.gram.copy_(gram)
-        self.sums.copy_(sums)
+        self.moments.set(gram)
+        self.old.set(sums, slice(-1, None))
 
     @exactly
     def consistency(self) -> dict[str, float]:
@@ -328,6 +344,9 @@ class SphericalHead(nn.Module):
         return deviations(self.weight, self.gram, self.sums, self._factor("old"), block=BLOCK)
 
     def _stabilize(self) -> None:
+        if self._count % SETTLED == 0:
+            for total in (self.moments, *(getattr(self, name) for name in self._in_use())):
+                total.settle()
         if self._busy:
             self._rewrite(min(self._pace, self.num_classes - self._place))
             if self._place >= self.num_classes:
@@ -356,6 +375,8 @@ class SphericalHead(nn.Module):
             steps = max(1.0, min(left, REWRITING_STEPS))
             fewest = min(FEWEST_ROWS, self.num_classes)
             self._pace = max(self._pace, fewest, math.ceil((self.num_classes - self._place) / steps))
+            if not self._busy:
+                self.new.copy(self.old, slice(-1, None))
             self._busy = True
             self.pace.fill_(self._pace)
 
@@ -378,31 +399,40 @@ class SphericalHead(nn.Module):
     def _in_use(self) -> tuple[str, ...]:
         return ("old", "new") if self._busy else ("old",)
 
+    @property
+    def gram(self) -> Float[Tensor, "features features"]:
+        """``WᵀW - w̄ w̄ᵀ/D`` as maintained, in float64."""
+        return self.moments.value
+
+    @property
+    def sums(self) -> Float[Tensor, " features"]:
+        """The column sums ``w̄`` as maintained, in float64."""
+        return self.old.value[-1]
+
+    def _inverse(self, name: str) -> Tensor:
+        return getattr(self, f"{name}_inverse")  # type: ignore[no-any-return]
+
     def _factor(self, name: str) -> Factor:
-        return Factor(*(getattr(self, f"{name}_{part}") for part in Factor._fields))
+        rows = getattr(self, name).value
+        return Factor(rows[: self.in_features], self._inverse(name), rows[self.in_features])
 
     def _set_factor(self, name: str, factor: Factor) -> None:
-        for part, value in zip(Factor._fields, factor, strict=True):
-            getattr(self, f"{name}_{part}").copy_(value)
+        getattr(self, name).set(torch.cat((factor.u, factor.omega[None])), slice(-1))
+        self._inverse(name).copy_(factor.inverse)
 
     def _scale(self, keep: float) -> None:
         for name in self._in_use():
-            u, inverse, omega = self._factor(name)
-            self._set_factor(name, Factor(keep * u, inverse / keep, keep * omega))
-        self.gram *= keep**2
-        self.sums *= keep
+            getattr(self, name).scale(keep)
+            self._inverse(name).div_(keep)
+        self.moments.scale(keep**2)
         self._strain -= math.log(keep)
 
-    def _in_working_type(self) -> dict[str, Tensor]:
+    def _narrow(self) -> Small:
         """The small matrices as the products need them, made once per step."""
-        if not self._working:
-            dtype = self.v.dtype
-            made = {"centred": self.gram.to(dtype), "sums": self.sums.to(dtype)}
-            for name in self._in_use():
-                factor = self._factor(name)
-                made |= {f"{name}_u": factor.u.to(dtype), f"{name}_omega": factor.omega.to(dtype)}
-            self._working = made
-        return self._working
+        if self._small is None:
+            rows = {name: getattr(self, name).narrow() for name in self._in_use()}
+            self._small = Small(self.moments.narrow(), rows)
+        return self._small
 
     # ---- using ----------------------------------------------------------------------------------------------------
 
@@ -485,6 +515,10 @@ class SphericalHead(nn.Module):
         self._changed()
         return self
 
+    def _write_counters(self) -> None:
+        self.steps.fill_(self._count)
+        self.strain.fill_(self._strain)
+
     def _read_counters(self) -> None:
         self._place, self._count, self._pace = int(self.rewritten), int(self.steps), int(self.pace)
         self._busy, self._strain, self._looked = self._pace > 0, float(self.strain), int(self.looked)
@@ -492,7 +526,7 @@ class SphericalHead(nn.Module):
         self._changed()
 
     def _changed(self) -> None:
-        self._working = {}
+        self._small = None
         self._changes += 1
 
     def _checked(self, hidden: Tensor) -> Tensor:

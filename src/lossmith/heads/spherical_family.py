@@ -27,10 +27,14 @@ class Outputs(NamedTuple):
 
     targets: Float[Tensor, "rows targets"]
     values: Float[Tensor, "rows targets"]
-    q: Float[Tensor, " rows"]
     s: Float[Tensor, " rows"]
     centred: Float[Tensor, " rows"]
     classes: int
+
+    @property
+    def q(self) -> Float[Tensor, " rows"]:
+        """Sum of squares."""
+        return torch.addcmul(self.centred, self.s, self.s, value=1 / self.classes)
 
 
 class Derivatives(NamedTuple):
@@ -81,21 +85,16 @@ def _z_loss(a: float = 1.0, b: float = 0.0) -> SphericalLoss:
         raise ValueError(f"b must be a finite number, got {b}")
 
     def derivatives(outputs: Outputs) -> Derivatives:
-        o, classes = outputs.targets[:, 0], outputs.classes
-        mean, variance = outputs.s / classes, outputs.centred / classes
+        s, classes = outputs.s, outputs.classes
         # All outputs equal: z is taken as 0 with gradient 0, as in lossmith.losses.z_loss.
-        flat = variance <= 0
-        inverse = variance.masked_fill(flat, math.inf).rsqrt()
-        z = (o - mean) * inverse
-        behind = torch.mul(b - z, a)
-        by_z = torch.sigmoid(behind) * inverse
-        two_q = by_z * z * inverse / classes
-        return Derivatives(
-            F.softplus(behind) / a,
-            by_z.neg().unsqueeze(-1),
-            two_q,
-            torch.addcmul(by_z / classes, two_q, mean, value=-1),
-        )
+        inverse = torch.threshold(outputs.centred / classes, 0.0, math.inf).rsqrt_()
+        z = torch.sub(outputs.targets[:, 0], s, alpha=1 / classes).mul_(inverse)
+        behind = torch.rsub(z, b).mul_(a)
+        loss = F.softplus(behind).div_(a)
+        by_z = behind.sigmoid_().mul_(inverse)
+        two_q = z.mul_(by_z).mul_(inverse).div_(classes)
+        by_s = torch.addcmul(by_z, two_q, s, value=-1).div_(classes)
+        return Derivatives(loss, by_z.neg_().unsqueeze(-1), two_q, by_s)
 
     return SphericalLoss("z_loss", derivatives)
 

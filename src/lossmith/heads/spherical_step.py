@@ -26,35 +26,54 @@ def exactly(method: Method) -> Method:
 
     @functools.wraps(method)
     def wrapped(head: SphericalHead, *arguments: Any, **options: Any) -> Any:
-        with torch.no_grad(), torch.autocast(head.v.device.type, enabled=False):
-            return method(head, *arguments, **options)
+        device = head.v.device.type
+        with torch.no_grad():
+            if not torch.is_autocast_enabled(device):
+                return method(head, *arguments, **options)
+            with torch.autocast(device, enabled=False):
+                return method(head, *arguments, **options)
 
     return cast("Method", wrapped)
 
 
 class Unscaled(NamedTuple):
-    """What a forward pass leaves for its backward pass."""
+    """What a forward pass leaves for its backward pass.
+
+    ``parts`` has of each factor in use its name, its rows [U; ω; w̄], and which targets it serves (``None``: all).
+    """
 
     hidden: Tensor
     found: Derivatives
-    rows: Tensor
-    s: Tensor
+    indices: Tensor
+    gathered: Float[Tensor, "rows targets features"]
     with_gram: Tensor
-    sparse_part: Tensor
+    parts: list[tuple[str, Tensor, Tensor | None]]
     rotated: dict[str, Tensor]
 
     def times(self, scale: Float[Tensor, " rows"]) -> Gradient:
         """The gradient of the sum of the losses times ``scale``."""
-        wide, two_q = scale.unsqueeze(-1), self.found.two_q * scale
+        found = self.found
+        by_s, two_q, by_targets = found.by_s * scale, found.two_q * scale, found.by_targets * scale.unsqueeze(-1)
+        sparse_part: Tensor | None = None
+        for _, rows, mine in self.parts:
+            y = by_targets if mine is None else by_targets * mine
+            if y.shape[1] == 1:
+                weighted, total = y * self.gathered[:, 0], y
+            else:
+                weighted, total = torch.einsum("mk,mkd->md", y, self.gathered), y.sum(-1, keepdim=True)
+            # The column sums count once.
+            along = by_s if sparse_part is None else torch.zeros_like(by_s)
+            part = torch.cat((weighted, total, along.unsqueeze(-1)), 1) @ rows
+            sparse_part = part if sparse_part is None else sparse_part + part
+        assert sparse_part is not None
         along = two_q.unsqueeze(-1)
-        sparse_part = self.sparse_part * wide
         return Gradient(
             self.hidden,
             two_q,
-            self.found.by_s * scale,
-            self.found.by_targets * wide,
-            self.rows,
-            self.s,
+            by_s,
+            by_targets,
+            by_targets.sum(-1) if by_targets.shape[1] != 1 else by_targets[:, 0],
+            self.indices,
             sparse_part,
             along * self.hidden,
             torch.addcmul(sparse_part, along, self.with_gram),
@@ -82,10 +101,7 @@ class SphericalLosses(torch.autograd.Function):
             raise RuntimeError(
                 "the head has made a step or was materialised since this loss was computed; run the forward pass again"
             )
-        scaled = g.times(upstream.detach())
-        if head.training:
-            head._pending.append(scaled)
-        return scaled.of_hidden, None, None, None
+        return head._collect(g, upstream.detach()), None, None, None
 
 
 def read_targets(targets: Targets, batch: torch.Size, head: SphericalHead) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -151,13 +167,6 @@ def best_of(blocks: Iterator[tuple[int, Tensor]], k: int) -> torch.return_types.
         merged = values.topk(min(k, values.shape[-1]), dim=-1)
         values, indices = merged.values, indices.gather(-1, merged.indices)
     return torch.return_types.topk((values, indices))
-
-
-def moved(before: Tensor, after: Tensor, dtype: torch.dtype) -> Tensor:
-    """``before`` where ``after`` is, in ``dtype``; ``after`` itself where that loses nothing."""
-    if after.dtype == before.dtype == dtype or before.is_meta:
-        return after.to(dtype)
-    return before.to(after.device, dtype)
 
 
 def root(square: Tensor) -> float:
