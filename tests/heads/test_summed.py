@@ -38,13 +38,12 @@ def test_ten_thousand_small_changes_keep_the_digits_that_float32_loses(symmetric
 
 
 def test_every_way_to_change_it_reaches_what_is_read() -> None:
-    total, other = Summed(start(), torch.float32), Summed(2 * start(), torch.float32)
+    total = Summed(start(), torch.float32)
     total.narrow()
-    other.recent.add_(1)
+    total.recent[-1] += 1
     total.set(torch.zeros(2, 5, dtype=torch.float64), slice(2))
     assert not total.narrow()[:2].any()
-    total.copy(other, slice(-1, None))
-    assert torch.equal(total.value[-1], 2 * start()[-1] + 1)
+    assert torch.equal(total.value[-1], start()[-1] + 1)
     assert torch.equal(total.narrow()[2:4], start()[2:4].float())
     total.scale(0.5)
     torch.testing.assert_close(total.narrow(), total.value.float())

@@ -154,8 +154,8 @@ class SphericalHead(nn.Module):
         self.register_buffer("v", v)
         q, sums = centred_gram(v, block=BLOCK)
         self.moments = Summed(q, dtype, symmetric=True)
-        # Rows of V before `rewritten` have the new factor, the others the old one. Each has the rows U, ω and w̄, which
-        # is the same in both.
+        # Rows of V before `rewritten` have the new factor, the others the old one. Each has the rows U, ω and w̄, of
+        # which only the old one's is looked at.
         u, inverse, omega = identity(in_features, dtype, v.device)
         for name in ("old", "new"):
             setattr(self, name, Summed(torch.cat((u, omega[None], sums[None])), dtype))
@@ -375,8 +375,6 @@ class SphericalHead(nn.Module):
             steps = max(1.0, min(left, REWRITING_STEPS))
             fewest = min(FEWEST_ROWS, self.num_classes)
             self._pace = max(self._pace, fewest, math.ceil((self.num_classes - self._place) / steps))
-            if not self._busy:
-                self.new.copy(self.old, slice(-1, None))
             self._busy = True
             self.pace.fill_(self._pace)
 

@@ -59,12 +59,6 @@ class Summed(nn.Module):
         self.recent[rows] = 0
         self._moved()
 
-    def copy(self, other: Summed, rows: slice = slice(None)) -> None:
-        """Take rows of another, with their latest changes."""
-        self.exact[rows] = other.exact[rows]
-        self.recent[rows] = other.recent[rows]
-        self._moved()
-
     def scale(self, factor: float) -> None:
         """Multiply by a number."""
         self.exact *= factor
