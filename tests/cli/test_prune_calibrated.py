@@ -98,6 +98,21 @@ def test_the_file_is_what_was_scored_and_loads_in_a_new_process(workplace: Path,
     assert float(out.stdout) == pytest.approx(here, abs=1e-5)
 
 
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt(block_size=32)"])
+def test_block_by_block_writes_the_same_files(method: str, workplace: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    arguments = ("model", "--method", method, "--calibration", "numbers.jsonl", "--samples", 8)
+    _run(workplace, *arguments, "--out", tmp_path / "whole", "--no-measure")
+    output = _run(workplace, *arguments, "--blockwise", "--out", tmp_path / "blocks", "--no-measure")
+    assert "50.00% of the prunable weights are zero" in output
+    assert "perplexity not measured: the model is never in memory as a whole" in output
+    whole, blocks = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "blocks"))
+    assert whole.keys() == blocks.keys()
+    assert all(torch.equal(weight, blocks[name]) for name, weight in whole.items())
+    assert (tmp_path / "blocks" / "tokenizer.json").is_file()
+
+
 def _write(path: Path, texts: list[Any]) -> str:
     path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
     return str(path)
@@ -121,6 +136,8 @@ NUMBERS, LETTERS, OUT = ("--calibration", "numbers.jsonl"), ("--general", "lette
         (("sparsegpt", *NUMBERS, "--pattern", "2:5", *OUT), "not a multiple of 5"),
         (("magnitude", *LETTERS, *OUT), "--general goes with --calibration"),
         (("magnitude(x=1)", *OUT), "takes no value"),
+        (("d-pruner", *NUMBERS, *LETTERS, *OUT, "--blockwise"), "--blockwise goes with --method sparsegpt or wanda"),
+        (("magnitude", *OUT, "--blockwise"), "--blockwise goes with"),
         (("wandra",), "did you mean 'wanda'"),
     ],
 )

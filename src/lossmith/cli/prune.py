@@ -17,6 +17,8 @@ from lossmith.errors import InputError
 METHODS = {"magnitude": "magnitude", "uniform": "uniform", "nm": None, "random": "random", "erk": "erk"}
 # Those that look at text; they are given with options, such as d-pruner(reg_ratio=10).
 CALIBRATED = ("d-pruner", "sparsegpt", "wanda")
+# Those that need no more than a block of the model at a time.
+BLOCKWISE = ("sparsegpt", "wanda")
 
 
 @app.command()
@@ -78,6 +80,13 @@ def prune(
     measure: Annotated[
         bool, typer.Option(help="Measure size, memory, time and loss beside the dense model at the end.")
     ] = True,
+    blockwise: Annotated[
+        bool,
+        typer.Option(
+            "--blockwise",
+            help="wanda, sparsegpt: one block of the model in memory at a time; its folder may be larger.",
+        ),
+    ] = False,
     plot: Annotated[Path | None, typer.Option(help="Of --sweep: a .png, .svg or .pdf.", show_default=False)] = None,
 ) -> None:
     """Remove the weights that matter least, in one step; or measure how many go for free.
@@ -102,13 +111,15 @@ def prune(
         raise InputError(f"--targets must be blocks or all, got '{targets}'")
     if not 0 <= sparsity < 1:
         raise InputError(f"--sparsity must lie in [0, 1), got {sparsity}")
+    if blockwise and (method not in BLOCKWISE or general is not None):
+        raise InputError(f"--blockwise goes with --method {' or '.join(BLOCKWISE)}, and without --general")
     if method in CALIBRATED or (calibration is not None and not sweep):
         if sweep or data is not None or plot is not None:
             raise InputError(f"--sweep, --eval and --plot do not go with --method {method} and --calibration")
         _calibrated(
             model, out, sparsity, method, calibration, general, text_field=text_field, samples=samples, length=length,
             max_length=max_length or min(1024, length), pattern=pattern or ("2:4" if method == "nm" else None),
-            targets=targets, seed=seed, **options,
+            targets=targets, seed=seed, blockwise=blockwise, **options,
         )  # fmt: skip
         assert out is not None
         # Its losses are those of held-out text, above.
@@ -166,9 +177,11 @@ def _calibrated(
     method: str,
     calibration: str | None,
     general: str | None,
+    *,
+    blockwise: bool,
     **options: Any,
 ) -> None:
-    from lossmith.sparsity.one_shot_text import prune_language_model
+    from lossmith.sparsity.one_shot_text import prune_language_model, prune_language_model_blockwise
 
     if out is None:
         raise InputError("--out FOLDER says where the pruned model goes")
@@ -187,6 +200,14 @@ def _calibrated(
             )
 
     try:
+        if blockwise:
+            options.pop("max_length")
+            report = prune_language_model_blockwise(
+                model, out, sparsity, method=method, calibration=calibration, **options
+            )
+            typer.echo(report.summary())
+            typer.echo("perplexity not measured: the model is never in memory as a whole")
+            return
         found = prune_language_model(
             model, out, sparsity, method=method, calibration=calibration, general=general, progress=progress, **options
         )

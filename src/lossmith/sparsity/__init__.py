@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lossmith.laws.sparse_compute import average_density, step_fractions, steps_for_compute
 
     from .activation_magnitude import wanda, wanda_scores
+    from .blockwise import BlockwiseModel, prune_blockwise
     from .calibration import InputNorms, InputProducts, calibration_rows, text_batches
     from .calibration_stream import stream_layers
     from .compact import CompactReport, expand_compact, is_compact, load_compact, save_compact
@@ -40,7 +41,12 @@ if TYPE_CHECKING:
     from .measured import AgainstDense, Footprint, QualityChange, compare_with_dense, file_bytes
     from .measured_checkpoint import CheckpointComparison, compare_checkpoints, load_checkpoint
     from .one_shot import Pruned, prune
-    from .one_shot_text import PrunedLanguageModel, TextQuality, prune_language_model
+    from .one_shot_text import (
+        PrunedLanguageModel,
+        TextQuality,
+        prune_language_model,
+        prune_language_model_blockwise,
+    )
     from .optimal_brain_surgeon import Surgery, sparsegpt, surgeon
     from .pretraining import ComputeSchedule, Dense, SparsePretraining, dense, sparse_pretraining
     from .schedule import PruningSchedule
@@ -60,6 +66,7 @@ _HOMES = {
         "wanda",
         "wanda_scores",
     ),
+    "blockwise": ("BlockwiseModel", "prune_blockwise"),
     "calibration": (
         "InputNorms",
         "InputProducts",
@@ -86,6 +93,7 @@ _HOMES = {
         "PrunedLanguageModel",
         "TextQuality",
         "prune_language_model",
+        "prune_language_model_blockwise",
     ),
     "optimal_brain_surgeon": (
         "Surgery",
@@ -173,6 +181,7 @@ _HOMES = {
 
 __all__ = [
     "AgainstDense",
+    "BlockwiseModel",
     "CheckpointComparison",
     "CompactReport",
     "ComputeSchedule",
@@ -252,8 +261,10 @@ __all__ = [
     "prefill_flops",
     "prunable_weights",
     "prune",
+    "prune_blockwise",
     "prune_checkpoint",
     "prune_language_model",
+    "prune_language_model_blockwise",
     "prune_visual_tokens",
     "regularized_gradient",
     "release_masks",

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from lossmith.sparsity.calibration import Batch, InputNorms
@@ -48,7 +48,7 @@ def wanda(
 ) -> Masks:
     """Prune a model in place by :func:`wanda_scores`; nothing else moves.
 
-    A copy of the matrices is held in the CPU's memory meanwhile: after any error the model is as it was.
+    A temporary file holds a copy of the matrices meanwhile: after any error the model is as it was.
 
     Args:
         model: any module with linear layers (``Conv1D`` too).
@@ -72,7 +72,6 @@ def wanda(
     check_sparsity(sparsity)
     if compare not in ("row", "matrix"):
         raise ValueError(f"compare must be 'row' or 'matrix', got {compare!r}")
-    group = parse_structure(pattern)
     check_pattern(model, pattern, targets, exclude)
     check_finite(block_weights(model, targets=targets, exclude=exclude).weights)
     masks = {}
@@ -80,19 +79,36 @@ def wanda(
     with unchanged_on_failure() as keep:
         for weights, seen in stream_layers(model, batches, InputNorms, targets=targets, exclude=exclude, order=order):
             for name, weight in weights.items():
-                scores = wanda_scores(weight.T if name in flipped else weight, seen.squared())
-                if not bool(torch.isfinite(scores).all()):
-                    raise ValueError(f"{name} has scores that are NaN or infinite: its inputs are too large")
-                if group is not None:
-                    mask = largest_of_groups(scores, *group, name=name)
-                else:
-                    rows = scores if compare == "row" else scores.reshape(1, -1)
-                    mask = _largest(rows, sparsity).reshape(scores.shape)
-                masks[name] = (mask.T if name in flipped else mask).contiguous()
                 keep(weight)
-                with torch.no_grad():
-                    weight.masked_fill_(~masks[name], 0)
+                masks[name] = prune_by_inputs(
+                    weight, seen, sparsity, pattern=pattern, compare=compare, flip=name in flipped, name=name
+                )
     return masks
+
+
+def prune_by_inputs(
+    weight: Tensor,
+    seen: InputNorms,
+    sparsity: float,
+    *,
+    pattern: str | None = None,
+    compare: Literal["row", "matrix"] = "row",
+    flip: bool = False,
+    name: str = "the weight",
+) -> Bool[Tensor, "rows columns"]:
+    """Prune one matrix in place; returns its mask. ``flip``: it is stored inputs x outputs."""
+    scores = wanda_scores(weight.T if flip else weight, seen.squared())
+    if not bool(torch.isfinite(scores).all()):
+        raise ValueError(f"{name} has scores that are NaN or infinite: its inputs are too large")
+    if (group := parse_structure(pattern)) is not None:
+        mask = largest_of_groups(scores, *group, name=name)
+    else:
+        rows = scores if compare == "row" else scores.reshape(1, -1)
+        mask = _largest(rows, sparsity).reshape(scores.shape)
+    mask = (mask.T if flip else mask).contiguous()
+    with torch.no_grad():
+        weight.masked_fill_(~mask, 0)
+    return mask
 
 
 def _largest(scores: Tensor, sparsity: float) -> Tensor:

@@ -104,7 +104,8 @@ def _framed(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[np
 
 def call(model: nn.Module, batch: Batch) -> Any:
     """The model's output for a batch, which is moved to where the model is."""
-    device = next(model.parameters()).device
+    # Of a model that is read block by block some parameters are nowhere.
+    device = next(parameter.device for parameter in model.parameters() if not parameter.is_meta)
     if isinstance(batch, Tensor):
         return model(batch.to(device))
     known = {name: value.to(device) for name, value in batch.items() if name != "labels"}

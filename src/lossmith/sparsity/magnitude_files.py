@@ -64,10 +64,7 @@ def open_weights(folder: str | Path, *, targets: Literal["blocks", "all"] = "blo
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} is no folder of a model: it has no config.json")
-    tensors: dict[str, Place] = {}
-    for file in _files(folder):
-        for name, (offset, kind, shape) in _header(file).items():
-            tensors[name] = file, offset, kind, shape
+    tensors = stored_tensors(folder)
     skeleton = _skeleton(folder)
     flipped = {f"{name}.weight" for name, module in skeleton.named_modules() if type(module).__name__ == "Conv1D"}
     warn_of_stacked(skeleton)
@@ -78,6 +75,15 @@ def open_weights(folder: str | Path, *, targets: Literal["blocks", "all"] = "blo
     }
     all_ = sum(int(np.prod(shape)) for *_, shape in tensors.values())
     return StoredWeights(places, frozenset(flipped & places.keys()), all_)
+
+
+def stored_tensors(folder: Path) -> dict[str, Place]:
+    """All tensors of a checkpoint by their names in the files."""
+    return {
+        name: (file, offset, kind, shape)
+        for file in _files(folder)
+        for name, (offset, kind, shape) in _header(file).items()
+    }
 
 
 def _place(folder: Path, name: str, weight: Tensor, source: Source | None, tensors: Mapping[str, Place]) -> Place:

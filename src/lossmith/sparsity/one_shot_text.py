@@ -157,6 +157,50 @@ def prune_language_model(
     return PrunedLanguageModel(found.report, tuple(quality), cut, found.losses)
 
 
+def prune_language_model_blockwise(
+    model: str | Path,
+    out: str | Path,
+    sparsity: float = 0.5,
+    *,
+    method: str = "wanda",
+    calibration: str,
+    text_field: str = "text",
+    **options: Any,
+) -> SparsityReport:
+    """:func:`prune_language_model` for folders that are larger than the memory; nothing is scored.
+
+    The calibration texts are the same, so that the weights are.
+
+    Args:
+        model: folder of a model and its tokenizer.
+        out, calibration, text_field: see :func:`prune_language_model`.
+        sparsity, method, options: see :func:`~lossmith.sparsity.prune_blockwise`.
+
+    Raises:
+        InputError: as :func:`~lossmith.sparsity.prune_blockwise`; a source with too few texts; no tokenizer.
+
+    >>> prune_language_model_blockwise("my_model", "pruned", calibration="text.jsonl")  # doctest: +SKIP
+    """
+    import torch
+    from transformers import AutoTokenizer
+
+    from lossmith.sparsity.blockwise import prune_blockwise
+
+    check_new_folder(out)
+    if not Path(model).is_dir():
+        raise InputError(f"{model} is no folder; block by block is read from one")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+    except Exception as error:  # a different kind for every way in which a folder can be wrong
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"the tokenizer in {model} cannot be loaded: {reason}") from None
+    texts, _ = _split(calibration, text_field, 1)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return prune_blockwise(
+        model, out, sparsity, method=method, calibration=texts, tokenizer=tokenizer, device=device, **options
+    )
+
+
 def _split(source: str, text_field: str, least: int) -> tuple[list[str], list[str]]:
     """Texts to calibrate on and held-out ones, each different."""
     from lossmith.data import read_corpus

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -152,7 +152,7 @@ def sparsegpt(
     """Prune a model in place with :func:`surgeon`, matrix by matrix, on the inputs that pruned layers produce.
 
     Memory beyond the model: one Hessian (inputs x inputs, float32; matrices that read the same input share it), its
-    factor, one matrix and the inputs of one block; and in the CPU's memory a copy of the matrices, so that the model is
+    factor, one matrix and the inputs of one block. A temporary file holds a copy of the matrices, so that the model is
     as it was after any error.
 
     Args:
@@ -178,31 +178,45 @@ def sparsegpt(
         for weights, seen in stream_layers(
             model, batches, InputProducts, targets=targets, exclude=exclude, order=order
         ):
-            hessian = seen.hessian()
             for name, weight in weights.items():
-                matrix = weight.detach().T if name in flipped else weight.detach()
-                found = surgeon(
-                    matrix,
-                    hessian,
+                keep(weight)
+                masks[name] = operate(
+                    weight,
+                    seen,
                     sparsity,
+                    flip=name in flipped,
                     pattern=pattern,
                     block_size=block_size,
                     damping=damping,
                     count=count,
                     name=name,
                 )
-                masks[name] = (found.mask.T if name in flipped else found.mask).contiguous()
-                if not bool(torch.isfinite(found.weight.to(weight.dtype)).all()):
-                    raise ValueError(
-                        f"what is left of {name} would have to grow beyond {str(weight.dtype).removeprefix('torch.')}: "
-                        "load the model in a type with more range, or give a larger damping"
-                    )
-                keep(weight)
-                with torch.no_grad():
-                    weight.copy_(found.weight.T if name in flipped else found.weight)
-                    # What rounds to zero in half precision is still one that stays; what goes is zero in any.
-                    weight.masked_fill_(~masks[name], 0)
     return masks
+
+
+def operate(
+    weight: Tensor,
+    seen: InputProducts,
+    sparsity: float,
+    *,
+    flip: bool = False,
+    name: str = "the weight",
+    **options: Any,
+) -> Bool[Tensor, "rows columns"]:
+    """Prune one matrix in place by :func:`surgeon`; returns its mask. ``flip``: it is stored inputs x outputs."""
+    matrix = weight.detach().T if flip else weight.detach()
+    found = surgeon(matrix, seen.hessian(), sparsity, name=name, **options)
+    mask = (found.mask.T if flip else found.mask).contiguous()
+    if not bool(torch.isfinite(found.weight.to(weight.dtype)).all()):
+        raise ValueError(
+            f"what is left of {name} would have to grow beyond {str(weight.dtype).removeprefix('torch.')}: "
+            "load the model in a type with more range, or give a larger damping"
+        )
+    with torch.no_grad():
+        weight.copy_(found.weight.T if flip else found.weight)
+        # What rounds to zero in half precision is still one that stays; what goes is zero in any.
+        weight.masked_fill_(~mask, 0)
+    return mask
 
 
 def check_pattern(
