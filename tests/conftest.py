@@ -48,3 +48,20 @@ def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 text = " ".join(str((i * 37 + k * k) % 997) for k in range(80 + i))
             (folder / domain / f"{i:03}.txt").write_text(f"{domain} {i}: {text}\n")
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_gpt2(tmp_path_factory: pytest.TempPathFactory, text_folder: Path) -> Path:
+    """The folder of an untrained GPT-2 of two layers, with its tokenizer. Not to be written into."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from lossmith.data import prepare
+
+    tokenizer = prepare(text_folder, vocab_size=300).tokenizer
+    path = tmp_path_factory.mktemp("models") / "gpt2"
+    torch.manual_seed(0)
+    config = GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=64, vocab_size=len(tokenizer))
+    GPT2LMHeadModel(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import command_line
 import pytest
-from typer.testing import CliRunner
 
-from lossmith.cli import app
 from lossmith.errors import InputError
 
 pytest.importorskip("datasketch", reason="the extra curation is not installed")
 SOURCES = Path(__file__).parents[1] / "data" / "curation_sources"
 
 
-def run(*arguments: Any) -> str:
-    """The output of a command; a user's mistake is raised."""
-    done = CliRunner().invoke(app, [str(a) for a in arguments])
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    assert done.exit_code == 0, done.output
-    return done.output
+run = partial(command_line.run, with_stderr=True)
 
 
 @pytest.fixture

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import command_line
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from lossmith.cli import app
 from lossmith.data import load_tokenizer, train_tokenizer
 from lossmith.errors import InputError
 from lossmith.training import distill_language_model
@@ -20,12 +20,7 @@ from lossmith.training.models import build_model
 SIZES = ("--max-prompt", 12, "--max-completion", 8, "--batch-size", 4, "--phrases", "words")
 
 
-def run(*words: Any) -> str:
-    result = CliRunner().invoke(app, ["distill", *map(str, words)])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result.stdout
+run = partial(command_line.run, "distill")
 
 
 @pytest.fixture(scope="module")

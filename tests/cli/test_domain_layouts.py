@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from command_line import die, finish, step_lines, uneven_texts
 
 STEPS, BATCH, LENGTH = 6, 8, 32
 ARMS = {
@@ -21,8 +19,7 @@ ARMS = {
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Documents of different lengths, 1 in 8 of a small domain."""
     path = tmp_path_factory.mktemp("domains") / "text.jsonl"
-    texts = [" ".join(f"{(i * 31 + k * k) % 211:x}" for k in range(3 + (i * 7) % 40)) for i in range(300)]
-    rows = [{"text": text, "domain": "few" if i % 8 == 0 else "many"} for i, text in enumerate(texts)]
+    rows = [{"text": text, "domain": "few" if i % 8 == 0 else "many"} for i, text in enumerate(uneven_texts())]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -37,20 +34,10 @@ def run(
         "--device", "cpu", "--threads", 1, "--set", "evaluations=0", "--set", "save_steps=1",
         "--processes", processes,
     ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for step in [resumed, None] if resumed is not None else [None]:
-        program = [sys.executable, "-m", "lossmith"]
-        if step is not None:
-            # Dies without a chance to say goodbye, after the checkpoint of that step.
-            program = [sys.executable, str(Path(__file__).with_name("mortal.py"))]
-            environment["LOSSMITH_TEST_DIE_AT_STEP"] = str(step)
-        done = subprocess.run(
-            [*program, *map(str, arguments)], env=environment, capture_output=True, text=True, check=False
-        )
-        assert (done.returncode == 0) == (step is None), done.stderr[-3000:]
-        environment.pop("LOSSMITH_TEST_DIE_AT_STEP", None)
-    lines = [json.loads(line) for line in (out / "runs/arm/seed-0/metrics.jsonl").read_text().splitlines()]
-    return [(m["train/loss"], m["grad_norm"]) for m in lines if "train/loss" in m]
+    if resumed is not None:
+        die(arguments, resumed)
+    finish(arguments)
+    return [(m["train/loss"], m["grad_norm"]) for m in step_lines(out / "runs/arm/seed-0")]
 
 
 @pytest.mark.slow

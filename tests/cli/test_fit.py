@@ -5,23 +5,13 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from typer.testing import CliRunner
+from command_line import run
 
-from lossmith.cli import app
 from lossmith.errors import InputError
-
-
-def run(*words: Any) -> str:
-    result = CliRunner().invoke(app, [*map(str, words)])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 def points(noise: float = 0.002) -> pd.DataFrame:
@@ -159,7 +149,7 @@ def test_advise_gives_numbered_recommendations_and_a_grid(tmp_path: Path) -> Non
         (["predict", "{table}", "--at", "params=1e9"], "is not a fitted law"),
         (["plan", "{fitted}"], r"needs flops \(a budget\) or loss \(a goal\)"),
         (["plan", "{fitted}", "--loss", "1"], "does not reach a loss of 1"),
-        (["plan", "{fitted}", "--flops", "1e21", "--set", "speed=3"], "unexpected keyword argument 'speed'"),
+        (["plan", "{fitted}", "--flops", "1e21", "--set", "speed=3"], "by the law chinchilla takes no 'speed'"),
         (["plan", "{fitted}", "--what-if", "params=1e9"], "needs two of params, tokens and ratio"),
         (["plan", "{fitted}", "--what-if", "width=1e9"], "what_if takes params, tokens and ratio"),
         (["plan", "{fitted}", "--what-if", "params=x, tokens=1"], "params must be a number, got 'x'"),

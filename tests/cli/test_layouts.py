@@ -7,12 +7,10 @@ trajectory, loss and gradient norm per step, float64 to 1e-9 and float32 to 1e-5
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from command_line import die, finish, step_lines, uneven_texts
 
 STEPS, BATCH, LENGTH = 5, 8, 32
 
@@ -38,10 +36,7 @@ MEMBERS = [
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Documents of very different lengths, so that padding and packing differ."""
     folder = tmp_path_factory.mktemp("layouts")
-    with (folder / "text.jsonl").open("w") as file:
-        for i in range(300):
-            text = " ".join(f"{(i * 31 + k * k) % 211:x}" for k in range(3 + (i * 7) % 40))
-            file.write(json.dumps({"text": text}) + "\n")
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in uneven_texts()))
     return folder / "text.jsonl"
 
 
@@ -65,31 +60,14 @@ def trajectory(
     ]  # fmt: skip
     if chunk is not None:
         arguments += ["--chunk-size", chunk]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if resumed is not None:
-        # The process dies after the checkpoint of that step, without a chance to say goodbye.
-        environment["LOSSMITH_TEST_DIE_AT_STEP"] = str(resumed)
-        run(arguments, environment, expect_death=True)
-        environment.pop("LOSSMITH_TEST_DIE_AT_STEP")
+        die(arguments, resumed)
         checkpoints = sorted(p.name for p in out.glob("runs/*/*/checkpoint-*"))
         assert checkpoints == [f"checkpoint-{resumed}"]
-    run(arguments, environment)
-    lines = [json.loads(line) for line in (out / "runs/arm/seed-0/metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if "train/loss" in line]
+    finish(arguments)
+    steps = step_lines(out / "runs/arm/seed-0")
     assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
     return [(line["train/loss"], line["grad_norm"]) for line in steps]
-
-
-def run(arguments: list[object], environment: dict[str, str], *, expect_death: bool = False) -> None:
-    program = (
-        [sys.executable, str(Path(__file__).with_name("mortal.py"))]
-        if expect_death
-        else [sys.executable, "-m", "lossmith"]
-    )
-    done = subprocess.run(
-        [*program, *map(str, arguments)], env=environment, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode != 0) == expect_death, done.stderr[-3000:]
 
 
 _references: dict[tuple[str, str], list[tuple[float, float]]] = {}

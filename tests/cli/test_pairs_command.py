@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+import command_line
 import pytest
-from typer.testing import CliRunner
 
-from lossmith.cli import app
 from lossmith.errors import InputError
 
-
-def run(*words: Any) -> str:
-    result = CliRunner().invoke(app, ["pairs", *map(str, words)])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result.stdout
+run = partial(command_line.run, "pairs")
 
 
 @pytest.fixture

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import command_line
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from lossmith.cli import app
 from lossmith.data import DocumentClassifier, predictive_strength, read_scores, train_tokenizer
 from lossmith.errors import InputError
 
@@ -23,13 +23,7 @@ PROSE = ["the", "sea", "was", "deep", "and", "blue", "under", "a", "quiet", "sky
 CODE = ["x", "=", "y", "+", "1", ";", "return", "f", "(", "z", ")", "{", "}"]
 
 
-def run(*arguments: Any) -> str:
-    """The output of a command; a user's mistake is raised."""
-    done = CliRunner().invoke(app, [str(a) for a in arguments])
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    assert done.exit_code == 0, done.output
-    return done.output
+run = partial(command_line.run, with_stderr=True)
 
 
 @pytest.fixture(scope="module")

@@ -6,26 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from lossmith.cli import app
 from lossmith.errors import InputError
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory, text_folder: Path) -> Path:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    from lossmith.data import prepare
-
-    tokenizer = prepare(text_folder, vocab_size=300).tokenizer
-    path = tmp_path_factory.mktemp("models") / "gpt2"
-    torch.manual_seed(0)
-    config = GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=64, vocab_size=len(tokenizer))
-    GPT2LMHeadModel(config).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
 
 
 def _run(*arguments: object) -> str:
@@ -36,8 +20,8 @@ def _run(*arguments: object) -> str:
 
 
 @pytest.mark.parametrize("method", ["magnitude", "uniform", "nm"])
-def test_writes_a_model_with_half_of_its_weights(method: str, model: Path, tmp_path: Path) -> None:
-    output = _run(model, "--method", method, "--out", tmp_path / "pruned")
+def test_writes_a_model_with_half_of_its_weights(method: str, small_gpt2: Path, tmp_path: Path) -> None:
+    output = _run(small_gpt2, "--method", method, "--out", tmp_path / "pruned")
     assert "50.00% of the prunable weights are zero" in output
     assert "pruned against dense, here (cpu, " in output
     assert "(1.00x); peak memory" in output
@@ -48,32 +32,32 @@ def test_writes_a_model_with_half_of_its_weights(method: str, model: Path, tmp_p
     assert (tmp_path / "pruned" / "tokenizer.json").is_file()
 
 
-def test_a_compact_model_is_smaller_and_comes_back(model: Path, text_folder: Path, tmp_path: Path) -> None:
+def test_a_compact_model_is_smaller_and_comes_back(small_gpt2: Path, text_folder: Path, tmp_path: Path) -> None:
     options = ("--sparsity", 0.9, "--eval", text_folder, "--texts", 4, "--max-length", 20)
-    output = _run(model, *options, "--compact", "--out", tmp_path / "small")
+    output = _run(small_gpt2, *options, "--compact", "--out", tmp_path / "small")
     assert "smaller on disk, as large in memory" in output
     assert "loss" in output
     assert not list((tmp_path / "small").glob("model*.safetensors"))
     assert [path.name for path in tmp_path.iterdir()] == ["small"]
-    _run(model, *options, "--no-measure", "--out", tmp_path / "plain")
+    _run(small_gpt2, *options, "--no-measure", "--out", tmp_path / "plain")
     _run(tmp_path / "small", "--expand", "--out", tmp_path / "again")
     for path in (tmp_path / "plain").iterdir():
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
 
 
 def test_what_cannot_be_measured_is_said_and_the_model_is_there(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lossmith.sparsity.measured_checkpoint._free_memory", lambda: 1000)
-    output = _run(model, "--out", tmp_path / "pruned")
+    output = _run(small_gpt2, "--out", tmp_path / "pruned")
     assert "not measured: both models at once need about" in output
     assert (tmp_path / "pruned" / "model.safetensors").is_file()
-    assert "faster" not in _run(model, "--no-measure", "--out", tmp_path / "other")
+    assert "faster" not in _run(small_gpt2, "--no-measure", "--out", tmp_path / "other")
 
 
-def test_sweep_writes_the_curve(model: Path, text_folder: Path, tmp_path: Path) -> None:
+def test_sweep_writes_the_curve(small_gpt2: Path, text_folder: Path, tmp_path: Path) -> None:
     output = _run(
-        model, "--sweep", "--eval", text_folder, "--grid", "0:0.9:0.3", "--texts", 8, "--max-length", 500,
+        small_gpt2, "--sweep", "--eval", text_folder, "--grid", "0:0.9:0.3", "--texts", 8, "--max-length", 500,
         "--out", tmp_path / "curve.json", "--plot", tmp_path / "curve.png", "--method", "nm",
     )  # fmt: skip
     assert "essential sparsity" in output
@@ -105,7 +89,7 @@ def test_sweep_writes_the_curve(model: Path, text_folder: Path, tmp_path: Path) 
         (("--sweep", "--eval", "x", "--tolerance", "-1"), "--tolerance"),
     ],
 )
-def test_wrong_input_is_one_sentence(arguments: tuple[str, ...], sentence: str, model: Path) -> None:
+def test_wrong_input_is_one_sentence(arguments: tuple[str, ...], sentence: str, small_gpt2: Path) -> None:
     with pytest.raises(InputError, match=sentence):
-        _run(model, *arguments)
+        _run(small_gpt2, *arguments)
     assert not Path("nowhere").exists()

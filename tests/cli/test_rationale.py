@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+import command_line
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
-from typer.testing import CliRunner
 
-from lossmith.cli import app
 from lossmith.data import ArithmeticTeacher, arithmetic_problems, sample_rationales, train_tokenizer, write_rationales
 from lossmith.errors import InputError
 
 SMALL = ("--epochs", 2, "--batch-size", 4, "--max-target-length", 16, "--max-input-length", 32)
 
 
-def run(*words: Any) -> str:
-    result = CliRunner().invoke(app, ["rationale", *map(str, words)])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result.stdout
+run = partial(command_line.run, "rationale")
 
 
 @pytest.fixture(scope="module")

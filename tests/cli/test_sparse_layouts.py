@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import die, finish, step_lines, uneven_texts
 from safetensors.torch import load_file
 
 STEPS, BATCH, LENGTH = 6, 8, 32
@@ -20,8 +18,7 @@ ARM = "arm: weights=sparse_pretraining(final=0.7, start=0.2, end=0.8, interval=1
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Documents of very different lengths."""
     path = tmp_path_factory.mktemp("sparse") / "text.jsonl"
-    texts = [" ".join(f"{(i * 31 + k * k) % 211:x}" for k in range(3 + (i * 7) % 40)) for i in range(300)]
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in uneven_texts()))
     return path
 
 
@@ -33,23 +30,15 @@ def run(corpus: Path, out: Path, processes: int, micro: int, resumed: int | None
         "--set", "evaluations=0", "--set", "save_steps=1", "--processes", processes,
         "--set", "model_overrides={'tie_word_embeddings': False}",
     ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for step in [resumed, None] if resumed is not None else [None]:
-        program = [sys.executable, "-m", "lossmith"]
-        if step is not None:
-            # Dies without a chance to say goodbye, after the checkpoint of that step.
-            program = [sys.executable, str(Path(__file__).with_name("mortal.py"))]
-            environment["LOSSMITH_TEST_DIE_AT_STEP"] = str(step)
-        done = subprocess.run(
-            [*program, *map(str, arguments)], env=environment, capture_output=True, text=True, check=False
-        )
-        assert (done.returncode == 0) == (step is None), done.stderr[-3000:]
+    if resumed is not None:
+        die(arguments, resumed)
+    finish(arguments)
     folder = out / "runs/arm/seed-0"
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = step_lines(folder)
     result = json.loads((folder / "result.json").read_text())
     return {
-        "steps": [(m["train/loss"], m["grad_norm"]) for m in lines if "train/loss" in m],
-        "parameters": (result["parameters"], [m["parameters"] for m in lines if "train/loss" in m]),
+        "steps": [(m["train/loss"], m["grad_norm"]) for m in lines],
+        "parameters": (result["parameters"], [m["parameters"] for m in lines]),
         "flops": result["cost"]["flops"],
         "weights": load_file(folder / "model" / "model.safetensors"),
     }

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+import command_line
 import pytest
-from typer.testing import CliRunner
 
-from lossmith.cli import app
 from lossmith.errors import InputError
 from lossmith.tasks.text import Sentence, read_conll
 from lossmith.tasks.text.conll import write_conll
 
-
-def run(*words: Any) -> str:
-    result = CliRunner().invoke(app, ["tag", *map(str, words)])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result.stdout
+run = partial(command_line.run, "tag")
 
 
 @pytest.fixture

@@ -16,24 +16,9 @@ from lossmith.sparsity.magnitude_files import prune_checkpoint
 from lossmith.sparsity.measured_checkpoint import compare_checkpoints, load_checkpoint
 
 
-@pytest.fixture(scope="module")
-def dense(tmp_path_factory: pytest.TempPathFactory, text_folder: Path) -> Path:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    from lossmith.data import prepare
-
-    tokenizer = prepare(text_folder, vocab_size=300).tokenizer
-    path = tmp_path_factory.mktemp("models") / "gpt2"
-    torch.manual_seed(0)
-    config = GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=64, vocab_size=len(tokenizer))
-    GPT2LMHeadModel(config).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
-
-
-def test_a_language_model_has_all_four_numbers(dense: Path, text_folder: Path, tmp_path: Path) -> None:
-    prune_checkpoint(dense, tmp_path / "pruned", 0.5)
-    found = compare_checkpoints(dense, tmp_path / "pruned", data=str(text_folder), texts=5, repeats=1)
+def test_a_language_model_has_all_four_numbers(small_gpt2: Path, text_folder: Path, tmp_path: Path) -> None:
+    prune_checkpoint(small_gpt2, tmp_path / "pruned", 0.5)
+    found = compare_checkpoints(small_gpt2, tmp_path / "pruned", data=str(text_folder), texts=5, repeats=1)
     assert found.pruned.file_ratio == pytest.approx(1, abs=0.01)
     assert found.pruned.memory_ratio == 1
     assert found.pruned.quality is not None
@@ -42,21 +27,23 @@ def test_a_language_model_has_all_four_numbers(dense: Path, text_folder: Path, t
     assert "none of the 8 linear layers is faster as a sparse matrix" in found.summary()
 
 
-def test_a_compact_checkpoint_is_the_same_model_in_a_smaller_file(dense: Path, tmp_path: Path) -> None:
-    prune_checkpoint(dense, tmp_path / "pruned", 0.9)
+def test_a_compact_checkpoint_is_the_same_model_in_a_smaller_file(small_gpt2: Path, tmp_path: Path) -> None:
+    prune_checkpoint(small_gpt2, tmp_path / "pruned", 0.9)
     size = save_compact(tmp_path / "pruned", tmp_path / "compact").after
-    found = compare_checkpoints(dense, tmp_path / "compact", texts=3, repeats=1)
+    found = compare_checkpoints(small_gpt2, tmp_path / "compact", texts=3, repeats=1)
     assert found.pruned.sparse.file_bytes == size
     assert "smaller on disk, as large in memory" in found.pruned.verdict
-    given = compare_checkpoints(dense, tmp_path / "pruned", texts=3, file=size, repeats=1)
+    given = compare_checkpoints(small_gpt2, tmp_path / "pruned", texts=3, file=size, repeats=1)
     assert given.pruned.sparse.file_bytes == size
     assert given.pruned.quality == found.pruned.quality
 
 
-def test_faster_layers_have_a_line_of_their_own(dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_faster_layers_have_a_line_of_their_own(
+    small_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("lossmith.sparsity.sparse_linear._speed", lambda weight, layer, rows: 2.0)
-    prune_checkpoint(dense, tmp_path / "pruned", 0.9)
-    found = compare_checkpoints(dense, tmp_path / "pruned", texts=3, repeats=1)
+    prune_checkpoint(small_gpt2, tmp_path / "pruned", 0.9)
+    found = compare_checkpoints(small_gpt2, tmp_path / "pruned", texts=3, repeats=1)
     assert found.sparse is not None
     assert found.sparse.memory_ratio < 1
     assert found.sparse.quality is not None
@@ -134,18 +121,18 @@ def test_a_model_with_low_rank_layers_is_loaded_as_it_was_saved(tmp_path: Path) 
         assert torch.equal(loaded(tokens).logits, model.eval()(tokens).logits)
 
 
-def test_models_that_do_not_fit_are_not_loaded(dense: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_that_do_not_fit_are_not_loaded(small_gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_free_memory", lambda: 1000)
     with pytest.raises(InputError, match=r"not measured: both models at once need about .* MiB, 0 MiB are free"):
-        compare_checkpoints(dense, dense)
+        compare_checkpoints(small_gpt2, small_gpt2)
     monkeypatch.undo()
     free = module._free_memory()
     assert free is None or free > 2**20
 
 
-def test_a_folder_without_a_model_is_named(dense: Path, tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_named(small_gpt2: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds no \.safetensors"):
-        compare_checkpoints(dense, tmp_path)
+        compare_checkpoints(small_gpt2, tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(InputError, match="cannot be loaded"):
-        compare_checkpoints(dense, tmp_path)
+        compare_checkpoints(small_gpt2, tmp_path)
