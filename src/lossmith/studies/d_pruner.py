@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lossmith.reporting.comparison import Claim, Cost
-from lossmith.studies.selection_pool import passages_of_two, take
+from lossmith.studies.selection_pool import passages_of_two, save_tokenizer, take, write_part
 from lossmith.studies.sharing import json_once
 from lossmith.studies.study import Experiment, Paper, Study
 
@@ -64,9 +64,6 @@ SPARSITIES = (0.5, 0.7)
 
 def prepare(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Cut both texts into passages, write disjoint parts and the tokenizer."""
-    from lossmith.data import load_tokenizer, train_tokenizer
-    from lossmith.files import write_text
-
     parts = folder / "parts"
     if not (parts / "tokenizer" / "tokenizer_config.json").exists():
         domain, general = _sources(options)
@@ -79,13 +76,8 @@ def prepare(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         chosen["training"] = take(domain, share, "target domain", "training")
         chosen["training"] += take(general, number - share, "other domains", "training")
         for name, texts in chosen.items():
-            lines = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts]
-            write_text(parts / f"{name}.jsonl", "".join(lines))
-        if options["model"] is None:
-            tokenizer: Any = train_tokenizer(chosen["training"], vocab_size=int(options["vocab_size"]))
-        else:
-            tokenizer = load_tokenizer(options["model"])
-        tokenizer.save_pretrained(parts / "tokenizer")
+            write_part(parts, name, ({"text": text} for text in texts))
+        save_tokenizer(options["model"], lambda: chosen["training"], options, parts)
     return {"parts": str(parts)}
 
 

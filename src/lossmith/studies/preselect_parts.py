@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lossmith.errors import InputError
-from lossmith.files import write_text
-from lossmith.studies.selection_pool import new_model, passages_of_two, take, training_options
+from lossmith.studies.selection_pool import (
+    new_model,
+    passages_of_two,
+    save_tokenizer,
+    take,
+    training_options,
+    write_part,
+)
 from lossmith.studies.sharing import json_once
 
 if TYPE_CHECKING:
@@ -45,9 +50,6 @@ def prepare_parts(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     with their characters shuffled; ``reserve``, from which the models draw their texts, holds half and half; the other
     parts hold the target domain alone.
     """
-    from lossmith.data import load_tokenizer, train_tokenizer
-    from lossmith.training.models import PRESETS
-
     parts = folder / "parts"
     if not (parts / "tokenizer" / "tokenizer_config.json").exists():
         target, other = passages_of_two(options)
@@ -64,14 +66,10 @@ def prepare_parts(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             rows += [("junk", "".join(generator.permutation(list(text)))) for text in shuffled]
             order = generator.permutation(len(rows))
             lines = [{"text": rows[i][1], "domain": rows[i][0]} for i in order]
-            write_text(parts / f"{name}.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-        if options["target_model"] in PRESETS:
-            tokenizer: Any = train_tokenizer(
-                (document.text for document in read_part(parts, "reserve")), vocab_size=int(options["vocab_size"])
-            )
-        else:
-            tokenizer = load_tokenizer(options["target_model"])
-        tokenizer.save_pretrained(parts / "tokenizer")
+            write_part(parts, name, lines)
+        save_tokenizer(
+            options["target_model"], lambda: (document.text for document in read_part(parts, "reserve")), options, parts
+        )
     return {"parts": str(parts)}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,9 +36,6 @@ def prepare_parts(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
     ``pool`` and ``prior`` hold ``target_share`` of the target domain, ``target`` and ``validation`` nothing else.
     """
-    from lossmith.data import load_tokenizer, train_tokenizer
-    from lossmith.training.models import PRESETS
-
     parts = folder / "parts"
     if not (parts / "tokenizer" / "tokenizer_config.json").exists():
         target, other = passages_of_two(options)
@@ -49,14 +46,28 @@ def prepare_parts(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             rows += [Text(text, False) for text in take(other, sizes[name] - wanted, "other domains", name)]
             order = np.random.default_rng(0).permutation(len(rows))
             lines = [{"text": rows[i].text, "domain": "target" if rows[i].is_target else "other"} for i in order]
-            write_text(parts / f"{name}.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-        if options["model"] in PRESETS:
-            texts = (text.text for text in read_part(parts, "prior"))
-            tokenizer = train_tokenizer(texts, vocab_size=int(options["vocab_size"]))
-        else:
-            tokenizer = load_tokenizer(options["model"])  # type: ignore[assignment]
-        tokenizer.save_pretrained(parts / "tokenizer")
+            write_part(parts, name, lines)
+        save_tokenizer(options["model"], lambda: (text.text for text in read_part(parts, "prior")), options, parts)
     return {"parts": str(parts)}
+
+
+def write_part(parts: Path, name: str, rows: Iterable[Mapping[str, str]]) -> None:
+    """A part as JSON lines, whole or not at all."""
+    write_text(parts / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def save_tokenizer(
+    model: str | None, texts: Callable[[], Iterable[str]], options: Mapping[str, Any], parts: Path
+) -> None:
+    """The tokenizer of ``model``; for a preset, or without a model, one that ``texts()`` train. Written last."""
+    from lossmith.data import load_tokenizer, train_tokenizer
+    from lossmith.training.models import PRESETS
+
+    if model is None or model in PRESETS:
+        tokenizer: Any = train_tokenizer(texts(), vocab_size=int(options["vocab_size"]))
+    else:
+        tokenizer = load_tokenizer(model)
+    tokenizer.save_pretrained(parts / "tokenizer")
 
 
 def read_part(parts: str | Path, name: str) -> list[Text]:
