@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lossmith.files import replacing
+from lossmith.probes.plots import write_picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +42,5 @@ def plot_flatness(report: FlatnessReport, path: str | Path | None = None) -> Fig
         right.set_title(f"{points[-1].name}: {report.trace.trace:.4g} ± {report.trace.stderr:.2g}", fontsize=9)
         right.grid(axis="x", alpha=0.3)
     if path is not None:
-        kind = Path(path).suffix.lstrip(".") or "png"
-        with replacing(path) as temporary:
-            figure.savefig(temporary, format=kind, dpi=150)
+        write_picture(figure, path)
     return figure

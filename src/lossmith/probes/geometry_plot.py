@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lossmith.files import replacing
+from lossmith.probes.plots import write_picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,7 +66,5 @@ def plot_geometry(report: GeometryReport, path: str | Path | None = None) -> Fig
             )
         right.grid(alpha=0.3)
     if path is not None:
-        kind = Path(path).suffix.lstrip(".") or "png"
-        with replacing(path) as temporary:
-            figure.savefig(temporary, format=kind, dpi=150)
+        write_picture(figure, path)
     return figure

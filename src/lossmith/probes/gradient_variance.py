@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from lossmith.data.temperature import check_temperature, scalarization_weights, temperature_probabilities
 from lossmith.errors import InputError
-from lossmith.files import finite_or_none, replacing, write_text
+from lossmith.files import finite_or_none, write_text
 from lossmith.losses import cross_entropy
 from lossmith.probes.geometry import _load, _tokenizer_near
+from lossmith.probes.plots import write_picture
 from lossmith.theory.gradient_variance import GradientVariances, gradient_variances
 
 if TYPE_CHECKING:
@@ -140,8 +141,7 @@ class GradientVarianceReport:
             axes.grid(alpha=0.3)
         figure.suptitle(self.model, fontsize=10, parse_math=False)
         if path is not None:
-            with replacing(path) as temporary:
-                figure.savefig(temporary, format=Path(path).suffix.lstrip(".") or "png", dpi=150)
+            write_picture(figure, path)
         return figure
 
 

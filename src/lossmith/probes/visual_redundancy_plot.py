@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lossmith.files import replacing
+from lossmith.probes.plots import write_picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,7 +46,5 @@ def redundancy_figure(report: RedundancyReport, path: str | Path | None = None) 
     right.set_ylabel("accuracy beyond the trivial mixture")
     right.grid(alpha=0.3)
     if path is not None:
-        kind = Path(path).suffix.lstrip(".") or "png"
-        with replacing(path) as temporary:
-            figure.savefig(temporary, format=kind, dpi=150)
+        write_picture(figure, path)
     return figure
