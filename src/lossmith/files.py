@@ -26,12 +26,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     'whole'
     """
     path = Path(path)
-    if path.is_dir():
-        raise InputError(f"cannot write {path}: a folder has that name")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise InputError(f"cannot write into {path.parent}: it, or a folder above it, is a file") from None
+    check_file_place(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
@@ -101,15 +97,44 @@ def read_utf8(path: str | Path, what: str = "", *, encoding: str = "utf-8") -> s
         raise InputError(f"{name} is not UTF-8 at byte {error.start}") from None
 
 
-def check_new_folder(folder: str | Path) -> None:
-    """Refuse to write results into a folder that holds something.
+def check_file_place(path: str | Path, *sources: str | Path | None) -> None:
+    """Refuse, before any work, to write a file where none can be, or over what is read.
+
+    Args:
+        path: of the file, which may exist.
+        *sources: files and folders that are read; what is no path, such as a hub id, or ``None`` is passed over.
 
     Raises:
-        InputError: it does, or is a file.
+        InputError: a folder has the name, a folder above is a file or cannot be written to, or it is one of
+            ``sources``.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: a folder has that name")
+    for source in sources:
+        if source is not None and path.exists() and Path(source).exists() and path.samefile(source):
+            raise InputError(f"cannot write {path}: it is what is read; choose another place")
+    _check_parents(path)
+
+
+def check_new_folder(folder: str | Path) -> None:
+    """Refuse, before any work, to write results into a folder that holds something, or where none can be made.
+
+    Raises:
+        InputError: it does, or is a file, or a folder above is a file or cannot be written to.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not an empty folder; remove it or choose another")
+    _check_parents(folder)
+
+
+def _check_parents(path: Path) -> None:
+    above = next((folder for folder in path.absolute().parents if folder.exists()), None)
+    if above is None or not above.is_dir():
+        raise InputError(f"cannot write into {path.parent}: it, or a folder above it, is a file")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write {path}: no permission to write into {above}")
 
 
 @contextmanager

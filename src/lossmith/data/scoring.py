@@ -134,11 +134,17 @@ def score_corpus(
                 progress(total - sum(len(w[1]) for w in waiting.values()), done_tokens)
 
     results = _here(missing(), scorers, batch_tokens) if backend is None else backend(missing(), batch_tokens)
-    for number, scores in results:
-        start, block, hashes = waiting.pop(number)
-        write_block(parts / f"block-{number:08}.parquet", Block(start, block, hashes, scores))
-        scored += len(block)
-        done_tokens += sum(int(tokens.sum()) for _, tokens in scores.values())
+    try:
+        for number, scores in results:
+            start, block, hashes = waiting.pop(number)
+            write_block(parts / f"block-{number:08}.parquet", Block(start, block, hashes, scores))
+            scored += len(block)
+            done_tokens += sum(int(tokens.sum()) for _, tokens in scores.values())
+    except InputError:
+        # A corpus that cannot be read leaves nothing where nothing is scored yet.
+        if shard == (0, 1) and not any(parts.glob("block-*.parquet")):
+            shutil.rmtree(parts, ignore_errors=True)
+        raise
     if any(not (parts / f"block-{number:08}.parquet").exists() for number in range(blocks)):
         return ScoreSummary(out, total, scored, 0, False)
     rejected = _publish(out, parts, blocks, {**plan, "documents": total})

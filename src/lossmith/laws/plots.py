@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lossmith.errors import InputError
-from lossmith.files import write_bytes
+from lossmith.files import check_file_place, write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -96,11 +96,12 @@ def check_picture(path: str | Path) -> Path:
     """The path of a picture, by its ending.
 
     Raises:
-        InputError: another ending.
+        InputError: another ending, or no place where a file can be written.
     """
     path = Path(path)
     if path.suffix.lower() not in _FORMATS:
         raise InputError(f"cannot write a plot to {path}: the name must end in {', '.join(_FORMATS)}")
+    check_file_place(path)
     return path
 
 

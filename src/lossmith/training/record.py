@@ -157,7 +157,10 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 @contextmanager
 def locked(folder: Path, *, wait_seconds: float = 20.0) -> Iterator[None]:
     """Hold ``folder`` against other lossmith processes (``flock``: released when the process ends, even by SIGKILL)."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"cannot write into {folder}: it, or a folder above it, is a file") from None
     with (folder / ".lock").open("a") as file:
         deadline = time.monotonic() + wait_seconds
         while True:
@@ -171,6 +174,17 @@ def locked(folder: Path, *, wait_seconds: float = 20.0) -> Iterator[None]:
                     ) from None
                 time.sleep(0.2)
         yield
+
+
+@contextmanager
+def removed_if_bare(folder: Path) -> Iterator[None]:
+    """Leave no ``folder`` behind an error where it holds nothing but the lock."""
+    try:
+        yield
+    except BaseException:
+        if folder.is_dir() and {path.name for path in folder.iterdir()} <= {".lock"}:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def differences(old: Any, new: Any, place: str = "") -> list[str]:

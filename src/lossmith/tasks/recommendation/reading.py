@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from lossmith.errors import InputError, did_you_mean
-from lossmith.files import read_utf8, replacing
+from lossmith.files import check_file_place, read_utf8, replacing
 from lossmith.tasks.recommendation.interactions import Interactions
 
 LAYOUTS = ("auto", "pairs", "counts", "lists")
@@ -53,6 +53,8 @@ def read_interactions(
     path = Path(path)
     if layout not in LAYOUTS:
         raise InputError(f"unknown layout '{layout}': {did_you_mean(layout, LAYOUTS)}")
+    if path.suffix in (".jsonl", ".gz", ".xlsx"):
+        raise InputError(f"{path}: a table is text (.csv, .tsv, .txt), .json or .parquet")
     if path.suffix == ".parquet":
         rows = _from_parquet(path, user, item, count)
     elif path.suffix == ".json":
@@ -87,6 +89,13 @@ def read_parts(
             test = path / "test.txt"
         path = path / "train.txt"
     return read_interactions(path, **options), read_interactions(test, **options) if test is not None else None
+
+
+def check_ending(path: str | Path) -> None:
+    """Raise unless a table can be written there: by its ending, and by the folder."""
+    if Path(path).suffix not in (".csv", ".tsv", ".parquet"):
+        raise InputError(f"{path} must end in .csv, .tsv or .parquet")
+    check_file_place(path)
 
 
 def write_recommendations(path: str | Path, table: pd.DataFrame) -> None:
