@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from lossmith.errors import InputError
-from lossmith.files import finite_or_none, write_text
+from lossmith.files import finite_or_none, read_utf8, write_text
 from lossmith.laws.resampling import Calibration, Fit, Noise, prediction_draws, widen
 from lossmith.laws.tables import Table
 from lossmith.laws.terms import Array
@@ -226,7 +226,7 @@ class Fitted:
             name = text
             if not Path(text).is_file():
                 raise InputError(f"there is no file {text}")
-            text = Path(text).read_text(encoding="utf-8")
+            text = read_utf8(text)
         try:
             value = json.loads(text)
             if value["format"] != FORMAT:

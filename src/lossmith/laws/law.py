@@ -81,13 +81,7 @@ class Law(ABC):
         for name, value in given.items():
             if aliases.get(name) not in needed:
                 raise InputError(f"law {self.name} has no input '{name}': {did_you_mean(name, needed)}")
-            try:
-                number = amount(value) if isinstance(value, str) else value
-                arrays[aliases[name]] = np.asarray(number, dtype=np.float64)
-            except (TypeError, ValueError):
-                raise InputError(f"{name} must be a number, got {value!r}") from None
-            if isinstance(value, str) and np.isnan(number):
-                raise InputError(f"{name} must be a number, got {value!r}")
+            arrays[aliases[name]] = _numbers(name, value)
         if missing := [name for name in needed if name not in arrays]:
             raise InputError(f"law {self.name} needs {' and '.join(missing)} to predict")
         for name, array in arrays.items():
@@ -104,7 +98,7 @@ class Law(ABC):
     def labels(self, **given: Any) -> list[str]:
         """One line for each value that :meth:`inputs` with the same arguments asks for: what it is predicted at."""
         names = list(given)
-        arrays = np.broadcast_arrays(*(np.asarray(value, dtype=np.float64) for value in given.values()))
+        arrays = np.broadcast_arrays(*(_numbers(name, value) for name, value in given.items()))
         rows = zip(*(array.reshape(-1) for array in arrays), strict=True)
         return [", ".join(f"{name}={value:.6g}" for name, value in zip(names, row, strict=True)) for row in rows]
 
@@ -331,3 +325,15 @@ class Law(ABC):
         delta = objective.get("delta")
         objective["delta"] = float("inf") if delta is None else delta
         return cls(objective=Objective(**objective), **values)
+
+
+def _numbers(name: str, value: Any) -> Array:
+    """A value that a law is asked at; text such as ``7B`` is an amount."""
+    try:
+        number = amount(value) if isinstance(value, str) else value
+        array = np.asarray(number, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"{name} must be a number, got {value!r}") from None
+    if isinstance(value, str) and np.isnan(array):
+        raise InputError(f"{name} must be a number, got {value!r}")
+    return array

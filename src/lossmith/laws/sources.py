@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lossmith.errors import InputError
-from lossmith.files import read_json
+from lossmith.files import read_json, read_utf8
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,10 +78,21 @@ def _file(path: Path) -> pd.DataFrame:
     try:
         frame = reader(path)
     except Exception as error:
+        if path.suffix.lower() == ".jsonl":
+            _check_lines(path)
         raise InputError(
             f"cannot read {path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
         ) from None
     return _long(frame.reset_index(drop=True), path.stem)
+
+
+def _check_lines(path: Path) -> None:
+    """Name the first line that is not JSON: pandas counts characters."""
+    for number, line in enumerate(read_utf8(path).splitlines(), 1):
+        try:
+            json.loads(line or "null")
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}, line {number}: not JSON ({error.msg})") from None
 
 
 def _long(frame: pd.DataFrame, stem: str) -> pd.DataFrame:
