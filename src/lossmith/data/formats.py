@@ -280,4 +280,6 @@ def reason(error: BaseException) -> str:
     """Why, in one line: the first line of an error's message, or its kind where it has none."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    # The head of a list, such as that of what transformers tried, says nothing alone.
+    return first.rstrip(": ").removesuffix(" from one of")

@@ -2,12 +2,55 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from lossmith.errors import InputError
+
+
+def load_encoder(kind: Any, name: str | Path, **options: Any) -> tuple[Any, Any]:
+    """The tokenizer and the model of a folder or hub id, the output layer new.
+
+    Args:
+        kind: class with ``from_pretrained``, such as ``AutoModelForTokenClassification``.
+        name: folder or hub id.
+        **options: of the configuration.
+
+    Raises:
+        InputError: it cannot be loaded, or the folder holds no tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    from lossmith.data.formats import reason
+
+    what = "tokenizer"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        what = "model"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the output layer is new is what is wanted
+            return tokenizer, kind.from_pretrained(name, ignore_mismatched_sizes=True, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"the {what} of {name} cannot be loaded: {reason(error)}") from None
+
+
+def check_head(config: Any, head: str, name: str | Path) -> None:
+    """Refuse a saved model that was trained for something else: its output layer would be new, and so random.
+
+    Raises:
+        InputError: the configuration names classes, and none of them ends with ``head``.
+    """
+    classes = getattr(config, "architectures", None) or []
+    if classes and not any(one.endswith(head) for one in classes):
+        wanted = re.sub("([A-Z])", r" \1", head).lower()
+        raise InputError(f"{name} holds a {classes[0]}, not a model{wanted}")
 
 
 def train_encoder(

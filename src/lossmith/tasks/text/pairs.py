@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lossmith.errors import InputError
-from lossmith.tasks.text.encoder_training import train_encoder
+from lossmith.tasks.text.encoder_training import check_head, load_encoder, train_encoder
 from lossmith.tasks.text.pair_files import Pair
 
 
@@ -161,8 +160,9 @@ class PairClassifier:
     @classmethod
     def from_pretrained(cls, folder: str | Path, **arguments: Any) -> PairClassifier:
         """A trained classifier, by folder or hub id."""
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+        check_head(AutoConfig.from_pretrained(folder), "ForSequenceClassification", folder)
         classifier = cls(folder, **arguments)
         classifier.model_ = AutoModelForSequenceClassification.from_pretrained(folder)
         classifier.tokenizer_ = AutoTokenizer.from_pretrained(folder)
@@ -179,7 +179,6 @@ class PairClassifier:
     def _build(self, pairs: Sequence[Pair], single: bool) -> None:
         from transformers import (
             AutoModelForSequenceClassification,
-            AutoTokenizer,
             BertConfig,
             BertForSequenceClassification,
         )
@@ -189,12 +188,7 @@ class PairClassifier:
             options["id2label"] = dict(enumerate(self.labels_))
             options["label2id"] = {label: i for i, label in enumerate(self.labels_)}
         if self.model is not None:
-            self.tokenizer_ = AutoTokenizer.from_pretrained(self.model)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that the output layer is new is what is wanted
-                self.model_ = AutoModelForSequenceClassification.from_pretrained(
-                    self.model, ignore_mismatched_sizes=True, **options
-                )
+            self.tokenizer_, self.model_ = load_encoder(AutoModelForSequenceClassification, self.model, **options)
         else:
             from lossmith.data import train_tokenizer
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from lossmith.errors import InputError
 from lossmith.tasks.text.conll import Sentence
-from lossmith.tasks.text.encoder_training import train_encoder
+from lossmith.tasks.text.encoder_training import check_head, load_encoder, train_encoder
 
 IGNORED = -100
 
@@ -139,8 +138,9 @@ class TokenTagger:
     @classmethod
     def from_pretrained(cls, folder: str | Path, **arguments: Any) -> TokenTagger:
         """A trained tagger, by folder or hub id."""
-        from transformers import AutoModelForTokenClassification, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer
 
+        check_head(AutoConfig.from_pretrained(folder), "ForTokenClassification", folder)
         tagger = cls(folder, **arguments)
         tagger.model_ = AutoModelForTokenClassification.from_pretrained(folder)
         tagger.tokenizer_ = AutoTokenizer.from_pretrained(folder)
@@ -150,19 +150,16 @@ class TokenTagger:
     # ---- parts ----------------------------------------------------------------------------------------------------
 
     def _build(self, sentences: Sequence[Sentence]) -> None:
-        from transformers import AutoModelForTokenClassification, AutoTokenizer, BertConfig, BertForTokenClassification
+        from transformers import AutoModelForTokenClassification, BertConfig, BertForTokenClassification
 
         labels: dict[str, Any] = {
             "id2label": dict(enumerate(self.tags_)),
             "label2id": {t: i for i, t in enumerate(self.tags_)},
         }
         if self.model is not None:
-            self.tokenizer_ = AutoTokenizer.from_pretrained(self.model)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that the output layer is new is what is wanted
-                self.model_ = AutoModelForTokenClassification.from_pretrained(
-                    self.model, num_labels=len(self.tags_), ignore_mismatched_sizes=True, **labels
-                )
+            self.tokenizer_, self.model_ = load_encoder(
+                AutoModelForTokenClassification, self.model, num_labels=len(self.tags_), **labels
+            )
             return
         from lossmith.data import train_tokenizer
 
