@@ -201,10 +201,9 @@ def superposition(
     >>> round(report.mean_square_overlap, 6), round(report.mean_absolute_overlap, 6), report.welch
     (0.333333, 0.466667, 0.25)
     """
-    if pair_rows < 1:
-        raise ValueError(f"pair_rows must be at least 1, got {pair_rows}")
-    if block_rows is not None and block_rows < 1:
-        raise ValueError(f"block_rows must be at least 1, got {block_rows}")
+    for name, value in (("pair_rows", pair_rows), ("block_rows", 1 if block_rows is None else block_rows)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
     found = find_unembedding(model)
     size = block_rows if block_rows is not None else max(1, (1 << 22) // found.dimensions)
     number = -(-found.rows // size)

@@ -192,11 +192,15 @@ def visual_redundancy(
     """
     if not groups or not any(bool(g.counted.any()) for g in groups):
         raise InputError("no questions with answers that count")
-    if tolerance < 0:
+    if not tolerance >= 0:
         raise InputError(f"tolerance must be at least 0, got {tolerance}")
+    if layer is not None and not 0 <= layer < layers:
+        raise InputError(f"layer must lie from 0 to {layers - 1}, got {layer}")
     # Of two layers the first: after the last one nothing is left to save.
     middle = (layers - 1) // 2 if layer is None else layer
     wanted = _schedules(selectors, keeps, steps, middle, schedules, keep_positions)
+    if not wanted:
+        raise InputError("no schedule to measure: name selectors with keeps and steps, or schedules")
     full = _Runs(denoise, groups)
     runs: dict[PruneSchedule, _Runs] = {}
     skipped: list[str] = []

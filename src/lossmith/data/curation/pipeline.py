@@ -94,6 +94,7 @@ def curate(
     filters = _Filters(settings, relevance)
     counts = _Counts()
     rejected = Path(f"{out}.rejected.jsonl")
+    first: SetAside | None = None
     with (
         replacing(rejected) as aside,
         aside.open("w", encoding="utf-8") as aside_stream,
@@ -110,16 +111,23 @@ def curate(
                     kept.add(document, filters)
                 else:
                     aside_stream.write(_line(_as_row(problem)))
+                    first = first or problem
                 counts.add(document, problem)
                 if watch is not None and counts.read % 100 == 0:
                     watch(counts.read, counts.kept)
+        if not counts.read:
+            raise InputError(f"there are no documents in {', '.join(map(str, paths))}")
         if not counts.kept:
             raise _NothingLeftError
         if out.suffix == ".gz":
             # Without a time, so that the same corpus has the same bytes.
             plain.write_bytes(gzip.compress(plain.read_bytes(), mtime=0))
     if not counts.kept:
-        raise InputError(f"none of {counts.read} documents is left ({counts.shown()}); {rejected} says why, one by one")
+        assert first is not None
+        raise InputError(
+            f"none of {counts.read} documents is left ({counts.shown()}); the first, {first.id}: {first.reason}; "
+            f"{rejected} says why, one by one"
+        )
     report = counts.report(settings, paths, filters)
     write_json(f"{out}.report.json", report.as_json())
     write_text(f"{out}.md", data_card(report, out.name))
