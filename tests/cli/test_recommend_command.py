@@ -79,10 +79,10 @@ def test_predict_suspects_and_evaluate(trained: tuple[Path, str], tables: Path, 
         (("fit", "{t}/train.txt", "--out", "{o}", "--learning-rate", "1e38"), "not finite at step .* --learning-rate"),
         (("fit", "{t}/train.txt", "--out", "{o}", "--validation", "1"), "--validation must be a share"),
         (("fit", "{t}/train.txt", "--out", "{o}", "--item-col", "film"), "has no column 'film'"),
-        (("predict", "{t}", "--out", "{o}"), "holds no recommender"),
+        (("predict", "{t}", "--out", "{o}.csv"), "holds no recommender"),
         (("evaluate", "{m}", "{t}/test.txt", "--ndcg", "full"), "ndcg must be"),
-        (("evaluate", "{m}", "{t}/test.txt", "--k", "0"), "k must be one or more integers"),
-        (("predict", "{m}", "--user", "nobody", "--out", "{o}"), "user 'nobody' is not in the training table"),
+        (("evaluate", "{m}", "{t}/test.txt", "--k", "0"), "--k must be at least 1, got 0"),
+        (("predict", "{m}", "--user", "nobody", "--out", "{o}.csv"), "user 'nobody' is not in the training table"),
     ],
 )
 def test_mistakes_are_one_sentence_and_leave_nothing(
@@ -92,4 +92,4 @@ def test_mistakes_are_one_sentence_and_leave_nothing(
     given = [a.format(t=tables, o=out, m=trained[0]) for a in arguments]
     with pytest.raises(InputError, match=message):
         CliRunner().invoke(app, ["recommend", *given], catch_exceptions=False)
-    assert not out.exists()
+    assert not list(tmp_path.iterdir())

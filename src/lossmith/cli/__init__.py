@@ -42,8 +42,11 @@ def main() -> None:
         app()
     except InputError as error:
         _fail(str(error))
-    except KeyboardInterrupt:
-        print("\nstopped; the same command continues where it was", file=sys.stderr)
+    except (SystemExit, KeyboardInterrupt) as ended:
+        # Once a command runs, typer makes this exit code of Ctrl-C.
+        if isinstance(ended, SystemExit) and ended.code != 130:
+            raise
+        print(f"\nlossmith: {_stopped(sys.argv[1:])}", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         # The reader of a pipe (head, less) has gone.
@@ -55,7 +58,37 @@ def main() -> None:
             _fail(f"the disk is full{where}; free some space and run the same command again to continue")
         if isinstance(error, PermissionError):
             _fail(f"no permission to use {error.filename}")
-        raise
+        if error.filename is None and error.errno is not None:
+            raise
+        # A library's own, such as that of a model which is on no hub, has neither.
+        where = f"cannot use {error.filename}: {(error.strerror or type(error).__name__).lower()}"
+        _fail(where if error.filename is not None else str(error).strip().partition("\n")[0])
+    except RuntimeError as error:
+        # Not imported where nothing is trained.
+        trainer = sys.modules.get("lossmith.training.trainer")
+        if trainer is None or not isinstance(error, trainer.NonFiniteLossError):
+            raise
+        _fail(f"{error}; choose a smaller learning rate, or look at these data")
+    except ValueError as error:
+        # A library's own complaint would need its traceback; Lossmith's checks name the argument and what was found.
+        if "LOSSMITH_TRACEBACK" in os.environ or not _raised_here(error):
+            raise
+        _fail(str(error))
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether a function of Lossmith raised it, not one that it called."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return place is not None and str(place.tb_frame.f_globals.get("__name__", "")).startswith("lossmith.")
+
+
+def _stopped(arguments: list[str]) -> str:
+    """What becomes of work that Ctrl-C ends."""
+    if arguments[:1] in (["compare"], ["study"], ["score"]) or arguments[:2] == ["rationale", "sample"]:
+        return "stopped; the same command continues where it was"
+    return "stopped; nothing is kept of what was not finished"
 
 
 def _fail(sentence: str) -> None:

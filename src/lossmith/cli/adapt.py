@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lossmith.cli import app
+from lossmith.cli import app, checks
 
 if TYPE_CHECKING:
     from lossmith.data.questions import Question
@@ -25,11 +25,11 @@ def adapt(
         float, typer.Option(help="Share of general text in training; 0.1 to 0.3 prevent forgetting.")
     ] = 0,
     method: Annotated[str, typer.Option(help="full, or lora.")] = "full",
-    rank: Annotated[int, typer.Option(help="Of LoRA.")] = 16,
+    rank: Annotated[int, typer.Option(help="Of LoRA: columns of the two factors of each change.")] = 16,
     questions: Annotated[
         Path | None, typer.Option(help="Questions to judge the model by, before and after.", show_default=False)
     ] = None,
-    number: Annotated[int, typer.Option(help="Questions to ask, drawn by --seed.")] = 1000,
+    number: Annotated[int, typer.Option(help="Questions to ask, drawn by --seed.", callback=checks.at_least(1))] = 1000,
     judge: Annotated[
         str | None,
         typer.Option(help="module:function from a prompt to yes or no, as a further metric.", show_default=False),
@@ -39,13 +39,21 @@ def adapt(
     ] = None,
     text_field: Annotated[str, typer.Option(help="Column of the domain's text.")] = "text",
     epochs: Annotated[float, typer.Option(help="Passes over the domain.")] = 1.0,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps instead.", show_default=False)] = None,
-    learning_rate: Annotated[float, typer.Option(help="Peak; LoRA takes 3 to 10 times as much.")] = 1e-4,
-    batch_size: Annotated[int, typer.Option(help="Rows per step.")] = 16,
-    micro_batch_size: Annotated[int | None, typer.Option(help="Rows in memory at a time.", show_default=False)] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Optimiser steps instead.", show_default=False, callback=checks.at_least(1)),
+    ] = None,
+    learning_rate: Annotated[
+        float, typer.Option(help="Peak; LoRA takes 3 to 10 times as much.", callback=checks.above_zero)
+    ] = 1e-4,
+    batch_size: Annotated[int, typer.Option(help="Rows per step.", callback=checks.at_least(1))] = 16,
+    micro_batch_size: Annotated[
+        int | None,
+        typer.Option(help="Rows in memory at a time.", show_default=False, callback=checks.at_least(1)),
+    ] = None,
     sequence_length: Annotated[int, typer.Option(help="Tokens per row.")] = 512,
     bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16; the weights stay in float32.")] = False,
-    seed: Annotated[int, typer.Option(help="Of the order and the adapters.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the order and the adapters.", callback=checks.seed)] = 0,
 ) -> None:
     """Continue pre-training a language model on a domain, and measure what it learned and what it forgot.
 
@@ -57,6 +65,7 @@ def adapt(
     import tempfile
 
     from lossmith.cli.functions import function_named
+    from lossmith.cli.quiet import without_bars
     from lossmith.data.questions import read_questions
     from lossmith.errors import InputError, did_you_mean
     from lossmith.files import check_new_folder, write_json
@@ -64,6 +73,7 @@ def adapt(
     from lossmith.training.adaptation import METHODS, adapt_language_model
 
     check_new_folder(out)
+    without_bars()
     if method not in METHODS:
         raise InputError(f"unknown --method '{method}': {did_you_mean(method, METHODS)}")
     if replay and general is None:
@@ -153,22 +163,31 @@ def questions(
     generate: Annotated[
         str | None, typer.Option(help="module:function from a prompt to a reply, instead.", show_default=False)
     ] = None,
-    per_document: Annotated[int, typer.Option(help="Questions to ask for.")] = 3,
-    limit: Annotated[int | None, typer.Option(help="Stop after so many questions.", show_default=False)] = None,
+    per_document: Annotated[int, typer.Option(help="Questions to ask for.", callback=checks.at_least(1))] = 3,
+    limit: Annotated[
+        int | None,
+        typer.Option(help="Stop after so many questions.", show_default=False, callback=checks.at_least(1)),
+    ] = None,
     text_field: Annotated[str, typer.Option(help="Column of the text.")] = "text",
     category_field: Annotated[str | None, typer.Option(help="Column of the category.", show_default=False)] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest reply of the model.")] = 400,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Longest reply of the model, in tokens.", callback=checks.at_least(1))
+    ] = 400,
 ) -> None:
     """Have a model write evaluation questions from documents, and check each of them.
 
     `lossmith questions corpus.jsonl --model my_instruct_model/ --limit 1000 --out exam.jsonl`
     """
     from lossmith.cli.functions import function_named
+    from lossmith.cli.quiet import without_bars
     from lossmith.data.questions import documents_to_ask_about, generate_questions
     from lossmith.errors import InputError
+    from lossmith.files import check_file_place
 
     if (model is None) == (generate is None):
         raise InputError("give one of --model and --generate")
+    check_file_place(out, data)
+    without_bars()
     write = _writer(model, max_new_tokens) if model else function_named(str(generate), "--generate")
     documents = documents_to_ask_about(data, text_field=text_field, category_field=category_field)
 

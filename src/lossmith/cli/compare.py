@@ -191,7 +191,12 @@ def _print_plan(settings: Any, execution: Any, console: Any, display: Any) -> No
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder of a comparison or study.")],
 ) -> None:
-    """Print the table of a finished (or interrupted) comparison again and rewrite its report."""
+    """Print the table of a finished (or interrupted) comparison again and rewrite its report.
+
+    Writes `report.html` and its plots into FOLDER.
+
+    `lossmith report runs/my-comparison`
+    """
     from rich.console import Console
 
     from lossmith.files import read_json

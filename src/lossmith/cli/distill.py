@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lossmith.cli import app
+from lossmith.cli import app, checks
 
 
 @app.command()
@@ -46,12 +46,13 @@ def distill(
     prompt_field: Annotated[str, typer.Option(help="Column of the prompts; a+b joins two.")] = "prompt",
     completion_field: Annotated[str, typer.Option(help="Column of the completions.")] = "completion",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
-    seed: Annotated[int, typer.Option(help="Of order and samples.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of order and samples.", callback=checks.seed)] = 0,
 ) -> None:
     """Distil a language model on prompts with completions, and save it.
 
     `lossmith distill pairs.jsonl --teacher big/ --student small/ --out distilled/`
     """
+    from lossmith.cli.quiet import without_bars
     from lossmith.data import read_completions
     from lossmith.errors import InputError, did_you_mean
     from lossmith.files import check_new_folder
@@ -59,6 +60,7 @@ def distill(
     from lossmith.training.models import DTYPES
 
     check_new_folder(out)
+    without_bars()
     if dtype not in DTYPES:
         raise InputError(f"unknown --dtype '{dtype}': {did_you_mean(dtype, DTYPES)}")
     fields = {"prompt_field": prompt_field, "completion_field": completion_field}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lossmith.cli import app
+from lossmith.cli import app, checks
 from lossmith.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 _COLUMNS, _UNITS, _FIT, _OUTPUT = "Columns", "Units and rows", "Fit", "Output"
 
 
-def _in(panel: str, text: str, *names: str) -> Any:
-    return typer.Option(*names, help=text, rich_help_panel=panel, show_default=False)
+def _in(panel: str, text: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel, show_default=False, **more)
 
 
 @app.command()
@@ -27,7 +28,13 @@ def fit(
     source: Annotated[
         Path, typer.Argument(help="CSV, TSV, JSON, JSONL or Parquet of losses, or a folder of run records.")
     ],
-    law: Annotated[str, typer.Option(help="Name of the law, or name(option=value).")] = "chinchilla",
+    law: Annotated[
+        str,
+        typer.Option(
+            help="chinchilla, tied-chinchilla, tokens, width, lr-annealing, lr-annealing-size, critical-mixture, "
+            "average-parameter; or name(option=value)."
+        ),
+    ] = "chinchilla",
     loss: Annotated[str | None, _in(_COLUMNS, "Header of the loss.")] = None,
     params: Annotated[str | None, _in(_COLUMNS, "Header of the number of parameters; or the number.")] = None,
     tokens: Annotated[str | None, _in(_COLUMNS, "Header of the tokens seen; or the number.")] = None,
@@ -62,7 +69,7 @@ def fit(
     ] = False,
     jobs: Annotated[int, _in(_FIT, "Processes, for many families [1].")] = 1,
     bootstrap: Annotated[int, _in(_FIT, "Refits on resampled runs, for intervals [200]; 0 for none.")] = 200,
-    seed: Annotated[int, _in(_FIT, "Of the resampling [0].")] = 0,
+    seed: Annotated[int, _in(_FIT, "Of the resampling [0].", callback=checks.seed)] = 0,
     out: Annotated[Path | None, _in(_OUTPUT, "JSON file for the fitted law; default fitted.json.")] = None,
     plot: Annotated[Path | None, _in(_OUTPUT, "Picture of the fit: a .png, .svg or .pdf file.")] = None,
     as_json: Annotated[bool, _in(_OUTPUT, "Print for machines.", "--json")] = False,
@@ -77,6 +84,7 @@ def fit(
 
     `lossmith fit curves/ --law lr-annealing`
     """
+    from lossmith.files import check_file_place
     from lossmith.laws import Reading
     from lossmith.laws.plots import check_picture
 
@@ -104,8 +112,9 @@ def fit(
         return
     if plot is not None:
         check_picture(plot)
-    fitted = _fit(built, source, reading, bootstrap, seed, as_json, **extra)
     target = out if out is not None else Path("fitted.json")
+    check_file_place(target, source)
+    fitted = _fit(built, source, reading, bootstrap, seed, as_json, **extra)
     tested = None
     if backtest:
         from lossmith.laws import backtest as run_backtest
@@ -245,6 +254,8 @@ def numbers(given: list[str] | None, option: str) -> dict[str, float]:
     for name, value in pairs(given, option).items():
         try:
             numbers[name] = float(value)
+            if not math.isfinite(numbers[name]):
+                raise ValueError
         except ValueError:
             raise InputError(f"{option} takes name=number, got '{name}={value}'") from None
     return numbers

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from lossmith.cli import app
+from lossmith.cli import app, checks
 
 pairs = typer.Typer(
     help="Pairs of texts (paraphrases, entailment) with any encoder and any loss.", no_args_is_help=True
@@ -27,7 +27,8 @@ def fit(
     out: Annotated[Path, typer.Option(help="Folder for the trained classifier.")],
     evaluate: Annotated[Path | None, typer.Option(help="Table to judge it on.", show_default=False)] = None,
     model: Annotated[
-        str | None, typer.Option(help="Folder or hub id; default: a small encoder from random weights.")
+        str | None,
+        typer.Option(help="Folder or hub id; default: a small encoder from random weights.", show_default=False),
     ] = None,
     loss: Annotated[
         str, typer.Option(help="cross_entropy, weighted_cross_entropy, set_dice_loss(alpha=0.01), ...")
@@ -38,10 +39,15 @@ def fit(
     epochs: Annotated[float, typer.Option(help="Passes over the pairs.")] = 3,
     batch_size: Annotated[int, typer.Option(help="Pairs per step.")] = 32,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Default: 1e-3 for the small encoder, 3e-5 for a given model.")
+        float | None,
+        typer.Option(
+            help="Default: 1e-3 for the small encoder, 3e-5 for a given model.",
+            show_default=False,
+            callback=checks.above_zero,
+        ),
     ] = None,
     max_length: Annotated[int, typer.Option(help="Tokens of a pair; the longer text is cut first.")] = 128,
-    seed: Annotated[int, typer.Option(help="Of weights, order and dropout.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of weights, order and dropout.", callback=checks.seed)] = 0,
     first: First = None,
     second: Second = None,
     label: Label = None,
@@ -50,11 +56,13 @@ def fit(
 
     `lossmith pairs fit train.tsv --evaluate test.tsv --loss "set_dice_loss(alpha=0.01)" --out classifier`
     """
+    from lossmith.cli.quiet import without_bars
     from lossmith.errors import InputError
     from lossmith.files import check_new_folder
     from lossmith.tasks.text import PairClassifier, read_pairs
 
     check_new_folder(out)
+    without_bars()
     if not epochs > 0 or batch_size < 1 or max_length < 4:
         raise InputError(
             f"--epochs must be > 0, --batch-size >= 1 and --max-length >= 4, got {epochs}, {batch_size}, {max_length}"
@@ -112,7 +120,10 @@ def evaluate(
     second: Second = None,
     label: Label = None,
 ) -> None:
-    """Accuracy, and precision, recall and F1 of the positive label."""
+    """Accuracy, and precision, recall and F1 of the positive label.
+
+    `lossmith pairs evaluate classifier test.tsv --first text_a --second text_b --label same`
+    """
     from lossmith.tasks.text import read_pairs
 
     rows = read_pairs(data, first=first, second=second, label=label)
@@ -121,9 +132,11 @@ def evaluate(
 
 
 def _load(classifier: str) -> object:
+    from lossmith.cli.quiet import without_bars
     from lossmith.errors import InputError
     from lossmith.tasks.text import PairClassifier
 
+    without_bars()
     try:
         return PairClassifier.from_pretrained(classifier)
     except InputError:

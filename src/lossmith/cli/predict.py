@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lossmith.cli import app
+from lossmith.cli import app, checks
 from lossmith.cli.fit import pairs
 from lossmith.errors import InputError
+from lossmith.files import check_file_place
 
 if TYPE_CHECKING:
     from lossmith.laws import Fitted, Law
@@ -31,7 +33,10 @@ def predict(
             help="A learning-rate schedule, for laws that take one: wsd(peak=3e-4, ...). Repeat.", show_default=False
         ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps of the schedule.", show_default=False)] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Optimiser steps of the schedule.", show_default=False, callback=checks.at_least(1)),
+    ] = None,
     level: Annotated[float, typer.Option(help="Share of cases that the limits are to hold.")] = 0.9,
     out: Annotated[Path | None, typer.Option(help="CSV file for every predicted value.", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
@@ -45,6 +50,12 @@ def predict(
     `lossmith predict fitted.json --schedule "wsd(peak=3e-4, warmup=2000, stable=20000, decay=4000)"`
     """
     law = _fitted(fitted)
+    if schedule and not hasattr(law.law, "areas"):
+        raise InputError(f"--schedule is for laws of learning-rate schedules; {fitted} holds {law.law.name}")
+    if steps is not None and not schedule:
+        raise InputError("--steps belongs to --schedule")
+    if out is not None:
+        check_file_place(out, fitted)
     asked: list[dict[str, Any]] = [_inputs(text) for text in at or []]
     extra = {"steps": steps} if steps is not None else {}
     for text in schedule or []:
@@ -127,7 +138,10 @@ def plan(
     try:
         found = law.plan(**wishes)
     except TypeError as error:
-        raise InputError(f"law {law.law.name}: {error}".replace("plan() got an ", "")) from None
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unknown is None:
+            raise InputError(f"law {law.law.name}: {error}") from None
+        raise InputError(f"a plan by the law {law.law.name} takes no '{unknown[1]}'") from None
     if plot is not None:
         _plot_plan(law, found, plot)
     if as_json:

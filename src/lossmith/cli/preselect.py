@@ -58,7 +58,7 @@ def preselect_scores(
     """Log odds of every document of the corpus (NaN for seed documents), and its characters."""
     from lossmith.data import DocumentClassifier, classify_corpus
     from lossmith.data.preselect import POSITIVES
-    from lossmith.training.record import locked
+    from lossmith.training.record import locked, removed_if_bare
 
     # Before hours of scoring.
     if not out.name.endswith((".jsonl", ".jsonl.gz")):
@@ -76,8 +76,10 @@ def preselect_scores(
             raise InputError(f"--classifier is ready to use: leave {', '.join(named)} out")
         classifier = DocumentClassifier.load(options.classifier)
     else:
+        if options.scores is None:
+            _models_and_abilities(options)
         folder = out.with_name(out.name + ".preselect")
-        with locked(folder):
+        with removed_if_bare(folder), locked(folder):
             seeds = _seed_documents(corpus, fields, folder, options)
             classifier = _classifier(seeds, fields, folder, options)
         held = seeds.held
@@ -190,7 +192,7 @@ def _losses_and_abilities(
     """Names of the models, nats ``(models, seed documents)``, and how able they are."""
     import numpy as np
 
-    from lossmith.data import document_hash, load_tokenizer, read_scores
+    from lossmith.data import document_hash, read_scores
 
     if options.scores is not None:
         if options.models is not None or options.seed_corpus is None or options.model_scores is None:
@@ -205,20 +207,8 @@ def _losses_and_abilities(
         names = list(table.models)
         nats = np.stack([table.column(f"{name}/nats") for name in names])
         return names, nats, _given_abilities(options.model_scores, names)
-    if options.models is None:
-        raise InputError("--method preselect needs --models m1,m2,... (or --classifier, or --scores)")
-    models = named_models([name.strip() for name in options.models.split(",") if name.strip()])
-    if len(models) < 2:
-        raise InputError(f"--models needs at least 2 models of different ability, got {len(models)}")
-    names, given = list(models), None
-    if options.model_scores is not None:
-        given = _given_abilities(options.model_scores, names)
-    elif options.targets is None:
-        raise InputError(
-            "--method preselect needs --targets, texts that an able model predicts well, or --model-scores"
-        )
-    for model in models.values():
-        load_tokenizer(model)  # a wrong name is told before the others have scored
+    models, given = _models_and_abilities(options)
+    names = list(models)
     seed_losses, target_losses = [], []
     for name, model in models.items():
         # One model in memory at a time; the targets first, since they are soon done.
@@ -228,6 +218,27 @@ def _losses_and_abilities(
     if given is None:
         given = _measured_abilities(np.stack(target_losses), str(options.targets), fields["text_field"])
     return names, np.stack(seed_losses), given
+
+
+def _models_and_abilities(options: PreselectOptions) -> tuple[dict[str, str], np.ndarray | None]:
+    """Models by name, and how able they are where that is given; wrong names are told before anything is scored."""
+    from lossmith.data import load_tokenizer
+
+    if options.models is None:
+        raise InputError("--method preselect needs --models m1,m2,... (or --classifier, or --scores)")
+    models = named_models([name.strip() for name in options.models.split(",") if name.strip()])
+    if len(models) < 2:
+        raise InputError(f"--models needs at least 2 models of different ability, got {len(models)}")
+    given = None
+    if options.model_scores is not None:
+        given = _given_abilities(options.model_scores, list(models))
+    elif options.targets is None:
+        raise InputError(
+            "--method preselect needs --targets, texts that an able model predicts well, or --model-scores"
+        )
+    for model in models.values():
+        load_tokenizer(model)
+    return models, given
 
 
 def _measured_abilities(nats: np.ndarray, targets: str, text_field: str) -> np.ndarray:

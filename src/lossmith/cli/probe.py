@@ -10,13 +10,14 @@ import typer
 
 from lossmith.cli import app
 from lossmith.errors import InputError
+from lossmith.files import check_file_place
 
 
 @app.command()
 def probe(
     model: Annotated[str, typer.Argument(help="Folder or hub id of a model.")],
     what: Annotated[
-        str, typer.Option(help="Name of a probe, or name(option=value): superposition, ...")
+        str, typer.Option(help="flatness, geometry, gradient-variance or superposition; or name(option=value).")
     ] = "superposition",
     data: Annotated[
         str | None, typer.Option(help="Text to probe the model on, where the probe takes some.", show_default=False)
@@ -32,11 +33,16 @@ def probe(
     `lossmith probe gpt2 --what superposition --plot overlaps.png`
 
     `lossmith probe my_model/ --what "superposition(pair_rows=4096)" --json`
+
+    `lossmith probe my_model/ --what geometry --data texts.jsonl --out geometry.json`
     """
     from lossmith.registry import PROBES
 
     if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise InputError(f"--plot {plot} must end in .png, .svg or .pdf")
+    for path in (out, plot):
+        if path is not None:
+            check_file_place(path, data)
     # Names have underscores; a dash in one is a slip that nobody should have to correct.
     name, bracket, options = what.partition("(")
     measure = PROBES.bind(name.replace("-", "_") + bracket + options)

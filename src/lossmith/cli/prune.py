@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lossmith.cli import app, prune_ending
+from lossmith.cli import app, checks, prune_ending
 from lossmith.errors import InputError
 
 # How a method is called in lossmith.sparsity. ``nm`` takes its pattern from --pattern.
@@ -57,7 +57,7 @@ def prune(
     length: Annotated[
         int, typer.Option(help="Tokens of such a row, at most what the model reads; of a domain text at most 1024.")
     ] = 2048,
-    seed: Annotated[int, typer.Option(help="Which rows.")] = 0,
+    seed: Annotated[int, typer.Option(help="Which rows.", callback=checks.seed)] = 0,
     sweep: Annotated[bool, typer.Option("--sweep", help="Measure the loss at every sparsity of --grid.")] = False,
     data: Annotated[
         str | None,

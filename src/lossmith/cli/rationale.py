@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lossmith.cli import app
+from lossmith.cli import app, checks
 
 if TYPE_CHECKING:
     from lossmith.tasks.text import RationaleStudent
@@ -32,15 +32,19 @@ def sample(
     examples: Annotated[
         Path | None, typer.Option(help="JSONL file of questions with rationale and label to show first.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest output.")] = 256,
-    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest output, in tokens.", callback=checks.at_least(1))] = 256,
+    seed: Annotated[int, typer.Option(help="Of sampling.", callback=checks.seed)] = 0,
 ) -> None:
     """Ask a local model for rationales; the same command continues where it was interrupted.
 
     `lossmith rationale sample questions.jsonl --teacher my_model --out train.jsonl`
     """
+    from lossmith.cli.quiet import without_bars
     from lossmith.data import read_rationales, sample_rationales, write_rationales
+    from lossmith.files import check_file_place
 
+    check_file_place(out, questions, examples)
+    without_bars()
     rows = _questions(questions)
     shown = read_rationales(examples) if examples is not None else []
     pairs = [
@@ -73,8 +77,10 @@ def vote(
     import dataclasses
 
     from lossmith.data import build_contrastive_rationales, read_rationales
-    from lossmith.files import write_text
+    from lossmith.files import check_file_place, write_text
 
+    if out is not None:
+        check_file_place(out, train)
     built = build_contrastive_rationales(read_rationales(train), labels=labels)  # type: ignore[arg-type]
     if out is not None:
         lines = (json.dumps(dataclasses.asdict(e), ensure_ascii=False) + "\n" for e in built.examples)
@@ -110,12 +116,13 @@ def fit(
     ] = None,
     max_input_length: Annotated[int, typer.Option(help="Longest question in tokens.")] = 256,
     max_target_length: Annotated[int, typer.Option(help="Longest answer or rationale in tokens.")] = 128,
-    seed: Annotated[int, typer.Option(help="Of weights, order and sampling.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of weights, order and sampling.", callback=checks.seed)] = 0,
 ) -> None:
     """Train a student and save it.
 
     `lossmith rationale fit train.jsonl --method qcrd --evaluate test.jsonl --out student`
     """
+    from lossmith.cli.quiet import without_bars
     from lossmith.data import read_rationales
     from lossmith.errors import InputError
     from lossmith.files import check_new_folder
@@ -127,7 +134,7 @@ def fit(
     chosen = {"beta": beta, "margin": margin, "scheme": scheme}
     options = {name: value for name, value in chosen.items() if value is not None}
     rate = learning_rate if learning_rate is not None else (5e-5 if student else 2e-3)
-    _without_bars()
+    without_bars()
     try:
         made = RationaleStudent(
             student,
@@ -162,8 +169,10 @@ def predict(
 
     `lossmith rationale predict student questions.jsonl --out answers.jsonl`
     """
-    from lossmith.files import write_text
+    from lossmith.files import check_file_place, write_text
 
+    if out is not None:
+        check_file_place(out, questions)
     asked = [row.question for row in _questions(questions)]
     made = _load(student)
     columns: dict[str, list[str]] = {"question": asked, "answer": made.predict(asked)}
@@ -184,7 +193,10 @@ def evaluate(
     answers: Annotated[str, typer.Option(help="text, or arithmetic: expressions compared by value.")] = "text",
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
-    """Share of right answers, and of rationales that equal the known ones."""
+    """Share of right answers, and of rationales that equal the known ones.
+
+    `lossmith rationale evaluate student test.jsonl --answers arithmetic`
+    """
     import dataclasses
 
     scores = _load(student).evaluate(_questions(test), answers=answers)  # type: ignore[arg-type]
@@ -217,18 +229,12 @@ def _teacher(name: str, examples: list[tuple[str, str]], max_new_tokens: int, se
     return ModelTeacher(model, tokenizer, examples=examples, max_new_tokens=max_new_tokens, seed=seed)
 
 
-def _without_bars() -> None:
-    """Reading and writing a file of weights is no long work."""
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-
-
 def _load(student: str) -> RationaleStudent:
+    from lossmith.cli.quiet import without_bars
     from lossmith.errors import InputError
     from lossmith.tasks.text import RationaleStudent
 
-    _without_bars()
+    without_bars()
     try:
         return RationaleStudent.from_pretrained(student)
     except InputError:

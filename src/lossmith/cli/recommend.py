@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lossmith.cli import app
+from lossmith.cli import app, checks
 
 recommend = typer.Typer(
     help="Recommendations from implicit feedback (clicks, plays), part of which may be noise.", no_args_is_help=True
@@ -19,7 +19,9 @@ USER = typer.Option(help="Name of the user's column.", show_default=False)
 ITEM = typer.Option(help="Name of the item's column.", show_default=False)
 COUNT = typer.Option(help="Name of the count's column.", show_default=False)
 LEAST = typer.Option(help="Leave out interactions with a smaller count or rating.", show_default=False)
-K = typer.Option("--k", help="Recall and NDCG at these; several times.")
+K = typer.Option(
+    "--k", help="Recall and NDCG at these; several times [20, 50].", show_default=False, callback=checks.at_least(1)
+)
 
 
 @recommend.command()
@@ -52,7 +54,7 @@ def fit(
     epochs: Annotated[int, typer.Option(help="Passes over as many examples as there are interactions.")] = 100,
     batch_size: Annotated[int, typer.Option(help="Users drawn per step.")] = 2048,
     learning_rate: Annotated[float, typer.Option(help="Of AdamW.")] = 1e-3,
-    seed: Annotated[int, typer.Option(help="Of weights and draws.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of weights and draws.", callback=checks.seed)] = 0,
     k: Annotated[list[int] | None, K] = None,
 ) -> None:
     """Train a recommender and save it.
@@ -125,8 +127,9 @@ def predict(
     `lossmith recommend predict recommender --k 10 --out top.csv`
     """
     from lossmith.tasks.recommendation import Recommender
-    from lossmith.tasks.recommendation.reading import write_recommendations
+    from lossmith.tasks.recommendation.reading import check_ending, write_recommendations
 
+    check_ending(out)
     found = Recommender.from_pretrained(recommender).recommend(user, k, exclude_seen=not with_seen)
     write_recommendations(out, found)
     typer.echo(f"{len(found)} recommendations for {found.user.nunique()} users written to {out}")
@@ -142,8 +145,9 @@ def suspects(
     `lossmith recommend suspects recommender --out suspects.csv`
     """
     from lossmith.tasks.recommendation import Recommender
-    from lossmith.tasks.recommendation.reading import write_recommendations
+    from lossmith.tasks.recommendation.reading import check_ending, write_recommendations
 
+    check_ending(out)
     found = Recommender.from_pretrained(recommender).interaction_losses().drop(columns="drawn")
     write_recommendations(out, found.sort_values("suspicion", ascending=False, kind="stable"))
     typer.echo(f"{len(found)} interactions written to {out}, the most suspicious first")

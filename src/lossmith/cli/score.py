@@ -17,6 +17,7 @@ import typer
 
 from lossmith.cli import app
 from lossmith.errors import InputError, did_you_mean
+from lossmith.files import check_file_place
 
 if TYPE_CHECKING:
     from lossmith.data import Scorer, ScoreSummary
@@ -74,6 +75,7 @@ def score(
     `lossmith score corpus/ --model prior=gpt2 --ray auto --jobs 32 --out scores.parquet`
     """
     models = named_models(model)
+    check_file_place(out, corpus, target)
     if jobs < 1 or (jobs > 1 and shard is not None):
         raise InputError(f"--jobs must be at least 1, and 1 where --shard is given, got {jobs}")
     if ray is None and gpus_per_job:
@@ -197,7 +199,7 @@ def _fine_tuned(model: str, target: str, out: Path, text_field: str, learning_ra
     from lossmith.data.corpus import content_key
     from lossmith.files import read_json, write_json
     from lossmith.training.models import DTYPES, build_model
-    from lossmith.training.record import locked
+    from lossmith.training.record import locked, removed_if_bare
     from lossmith.training.text_training import train_on_texts
 
     if dtype not in DTYPES:
@@ -206,7 +208,7 @@ def _fine_tuned(model: str, target: str, out: Path, text_field: str, learning_ra
         raise InputError(f"--learning-rate must be above 0, got {learning_rate}")
     folder = out.with_name(out.name + ".conditional")
     made = {"model": model, "target": content_key(target) or target, "learning_rate": learning_rate}
-    with locked(folder, wait_seconds=24 * 3600.0):
+    with removed_if_bare(folder), locked(folder, wait_seconds=24 * 3600.0):
         # Written last: it says that the folder is whole.
         if (folder / "fine_tuning.json").exists():
             if read_json(folder / "fine_tuning.json") != made:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lossmith.cli import app
+from lossmith.cli import app, checks
 from lossmith.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def select(
     jobs: Annotated[int, typer.Option(help="For preselect: processes that classify side by side.")] = 1,
     text_field: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
     domain_field: Annotated[str | None, typer.Option(help="Column that names the domain.", show_default=False)] = None,
-    seed: Annotated[int, typer.Option(help="Of random, ngram-importance and preselect.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of random, ngram-importance and preselect.", callback=checks.seed)] = 0,
 ) -> None:
     """Select a part of a corpus.
 
@@ -107,9 +107,11 @@ def select(
     import numpy as np
 
     from lossmith.data import read_scores, write_selection
+    from lossmith.files import check_file_place
 
     if method not in METHODS:
         raise InputError(f"unknown --method '{method}': {did_you_mean(method, METHODS)}")
+    check_file_place(out, corpus, scores, target, seed_corpus)
     share = _share(keep)
     if sum(option is not None for option in (share, tau, number)) != 1:
         raise InputError("give exactly one of --keep, --tau and --number")
@@ -210,7 +212,7 @@ def _scored(function: Any, marginal: Any, nats: Any, tokens: Any, normalize: str
         values: np.ndarray = function(marginal, nats, np.maximum(tokens, 1), normalize=normalize)
         return values
     except ValueError as error:
-        raise InputError(f"--{error}") from None
+        raise InputError(str(error)) from None
 
 
 def _other_scores(corpus: str, fields: dict[str, Any], method: str, target: str | None, seed: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lossmith.cli import app
+from lossmith.cli import app, checks
 
 if TYPE_CHECKING:
     from lossmith.tasks.physics import Potential
@@ -39,8 +39,13 @@ def solve_well(
     method: Annotated[
         str, typer.Option(help="projection (accurate, fast) or residual (the paper's loss, trained by Adam).")
     ] = "projection",
-    max_steps: Annotated[int | None, typer.Option(help="Default: 400, or 3000 (residual).", show_default=False)] = None,
-    seed: Annotated[int, typer.Option(help="Of the network's weights.")] = 0,
+    max_steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Training steps at most: 400, or 3000 (residual).", show_default=False, callback=checks.at_least(1)
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the network's weights.", callback=checks.seed)] = 0,
     plot: Annotated[bool, typer.Option("--plot", help="Write wave functions and convergence as PNG.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for levels, network and plot.", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
@@ -125,12 +130,16 @@ def _function(source: str) -> Any:
     """``name`` from ``file.py:name``."""
     import runpy
 
+    from lossmith.cli.functions import NamedFunction
     from lossmith.errors import InputError
 
     path, _, name = source.rpartition(":")
     if not path or not Path(path).is_file():
         raise InputError(f"function must be written file.py:name, and the file must exist; got '{source}'")
-    found = runpy.run_path(path).get(name)
+    try:
+        found = runpy.run_path(path).get(name)
+    except Exception as error:
+        raise InputError(f"{path} cannot be run ({type(error).__name__}: {error})") from None
     if not callable(found):
         raise InputError(f"{path} defines no function '{name}'")
-    return found
+    return NamedFunction(found, source)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lossmith.cli import app
+from lossmith.cli import app, checks
 
 
 @app.command()
@@ -53,9 +53,18 @@ def study(
     cache: Annotated[Path | None, typer.Option(help="Folder for prepared corpora.", show_default=False)] = None,
     jobs: Annotated[
         int | None,
-        typer.Option(help="Runs side by side; default: as many as cores allow.", show_default=False),
+        typer.Option(
+            help="Runs side by side; default: as many as cores allow.", show_default=False, callback=checks.at_least(1)
+        ),
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads per run.", show_default=False)] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            help="Threads per run; default: 1 for small models, else the cores by the runs.",
+            show_default=False,
+            callback=checks.at_least(1),
+        ),
+    ] = None,
     backend: Annotated[str, typer.Option(help="local or ray.")] = "local",
 ) -> None:
     """Run a published idea's study: its arms and claims, with verdicts computed from paired intervals.
@@ -108,7 +117,10 @@ def environment_line(environment: Any) -> str:
 def list_(
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
-    """Every study: its family, its question and its paper (titles with --json)."""
+    """Every study: its family, its question and its paper (titles with --json).
+
+    `lossmith list --json`
+    """
     from lossmith.studies.study import studies
 
     every = studies()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lossmith.cli import app
+from lossmith.cli import app, checks
 
 tag = typer.Typer(help="Token tagging (named entities) with any encoder and any loss.", no_args_is_help=True)
 app.add_typer(tag, name="tag")
@@ -29,20 +29,27 @@ def fit(
     epochs: Annotated[float, typer.Option(help="Passes over the sentences.")] = 3,
     batch_size: Annotated[int, typer.Option(help="Sentences per step.")] = 32,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Default: 1e-3 for the small encoder, 3e-5 for a given model.")
+        float | None,
+        typer.Option(
+            help="Default: 1e-3 for the small encoder, 3e-5 for a given model.",
+            show_default=False,
+            callback=checks.above_zero,
+        ),
     ] = None,
     max_length: Annotated[int, typer.Option(help="Tokens per window; longer sentences are cut.")] = 128,
-    seed: Annotated[int, typer.Option(help="Of weights, order and dropout.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of weights, order and dropout.", callback=checks.seed)] = 0,
 ) -> None:
     """Train a tagger and save it.
 
     `lossmith tag fit train.conll --evaluate dev.conll --loss "set_dice_loss(alpha=0.01)" --out tagger`
     """
+    from lossmith.cli.quiet import without_bars
     from lossmith.errors import InputError
     from lossmith.files import check_new_folder
     from lossmith.tasks.text import TokenTagger, read_conll
 
     check_new_folder(out)
+    without_bars()
     if not epochs > 0 or batch_size < 1 or max_length < 4:
         raise InputError(
             f"--epochs must be > 0, --batch-size >= 1 and --max-length >= 4, got {epochs}, {batch_size}, {max_length}"
@@ -76,13 +83,15 @@ def predict(
     `lossmith tag predict tagger sentences.txt --out tagged.conll`
     """
     from lossmith.errors import InputError
-    from lossmith.files import read_utf8
+    from lossmith.files import check_file_place, read_utf8
     from lossmith.tasks.text import Sentence
     from lossmith.tasks.text.conll import write_conll
 
     lines = [line.split() for line in read_utf8(text).splitlines() if line.strip()]
     if not lines:
         raise InputError(f"{text} holds no sentences")
+    if out is not None:
+        check_file_place(out, text)
     tags = _load(tagger).predict(lines)  # type: ignore[attr-defined]
     result = [Sentence(tuple(words), tuple(chosen)) for words, chosen in zip(lines, tags, strict=True)]
     if out is not None:
@@ -98,7 +107,10 @@ def evaluate(
     data: Annotated[Path, typer.Argument(help="CoNLL file.")],
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
-    """Entity-level precision, recall and F1."""
+    """Entity-level precision, recall and F1.
+
+    `lossmith tag evaluate tagger test.conll --json`
+    """
     import dataclasses
     import json
 
@@ -109,10 +121,14 @@ def evaluate(
 
 
 def _load(tagger: str) -> object:
+    from lossmith.cli.quiet import without_bars
     from lossmith.errors import InputError
     from lossmith.tasks.text import TokenTagger
 
+    without_bars()
     try:
         return TokenTagger.from_pretrained(tagger)
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"{tagger} holds no token classifier: {str(error).splitlines()[0]}") from None

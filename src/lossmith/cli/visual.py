@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lossmith.cli import app
+from lossmith.cli import app, checks
 from lossmith.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,11 +47,21 @@ def fit(
     learning_rate: Annotated[
         float | None, typer.Option(help="Default: 2e-3, or 1e-4 for a given trunk.", show_default=False)
     ] = None,
-    image_size: Annotated[int, typer.Option(help="To which the default encoder has images scaled.")] = 32,
-    patch_size: Annotated[int, typer.Option(help="Of the default encoder; each patch is a visual token.")] = 4,
+    image_size: Annotated[
+        int,
+        typer.Option(
+            help="Pixels a side, to which the default encoder has images scaled.", callback=checks.at_least(1)
+        ),
+    ] = 32,
+    patch_size: Annotated[
+        int,
+        typer.Option(
+            help="Pixels a side, of the default encoder; each patch is a visual token.", callback=checks.at_least(1)
+        ),
+    ] = 4,
     width: Annotated[int, typer.Option(help="Of the small trunk.")] = 64,
     layers: Annotated[int, typer.Option(help="Of the small trunk.")] = 3,
-    seed: Annotated[int, typer.Option(help="Of weights, order and masks.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of weights, order and masks.", callback=checks.seed)] = 0,
 ) -> None:
     """Train a model on questions about images, and save it.
 
