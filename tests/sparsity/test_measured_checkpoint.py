@@ -111,6 +111,7 @@ def test_a_model_with_low_rank_layers_is_loaded_as_it_was_saved(tmp_path: Path) 
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=50, intermediate_size=64, max_position_embeddings=20, **sizes))
+    model.save_pretrained(tmp_path / "dense")
     convert_to_lost(model, rank=4)
     model.save_pretrained(tmp_path / "lost")
     loaded: Any = load_checkpoint(tmp_path / "lost")
@@ -119,6 +120,10 @@ def test_a_model_with_low_rank_layers_is_loaded_as_it_was_saved(tmp_path: Path) 
     tokens = torch.arange(10)[None]
     with torch.no_grad():
         assert torch.equal(loaded(tokens).logits, model.eval()(tokens).logits)
+    found = compare_checkpoints(tmp_path / "dense", tmp_path / "lost", repeats=1, max_length=8)
+    assert found.layers is None
+    assert "smaller on disk" in found.summary().splitlines()[0]
+    assert "sparse matri" not in found.summary()
 
 
 def test_models_that_do_not_fit_are_not_loaded(small_gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:

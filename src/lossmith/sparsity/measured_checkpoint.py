@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
@@ -27,19 +28,21 @@ class CheckpointComparison:
 
     Attributes:
         pruned: as the files are, zeros multiplied like other numbers.
-        layers: which layers are faster as sparse matrices.
+        layers: which layers are faster as sparse matrices; ``None`` where none is a plain linear one.
         sparse: with those; ``None`` where there are none.
         notes: what was not measured, and why.
     """
 
     pruned: AgainstDense
-    layers: SparseLayers
+    layers: SparseLayers | None
     sparse: AgainstDense | None
     notes: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """A line for each."""
-        lines = [self.pruned.summary(), self.layers.summary()]
+        lines = [self.pruned.summary()]
+        if self.layers is not None:
+            lines.append(self.layers.summary())
         if self.sparse is not None:
             lines.append(self.sparse.summary())
         return "\n".join([*lines, *self.notes])
@@ -89,9 +92,11 @@ def compare_checkpoints(
     options: dict[str, Any] = {"evaluate": evaluate, "repeats": repeats}
     files = (sizes[0], sizes[1] if file is None else file)
     found = compare_with_dense(before, after, inputs, files=files, name="pruned", **options)
-    layers = to_sparse_linear(after, rows=length)
-    sparse = None
-    if layers.replaced:
+    layers = sparse = None
+    # Low-rank layers are what they are.
+    with contextlib.suppress(InputError):
+        layers = to_sparse_linear(after, rows=length)
+    if layers is not None and layers.replaced:
         sparse = compare_with_dense(before, after, inputs, files=files, name="with sparse matrices", **options)
     return CheckpointComparison(found, layers, sparse, tuple(notes))
 
