@@ -195,7 +195,7 @@ def visual_redundancy(
     if not tolerance >= 0:
         raise InputError(f"tolerance must be at least 0, got {tolerance}")
     if layer is not None and not 0 <= layer < layers:
-        raise InputError(f"layer must lie from 0 to {layers - 1}, got {layer}")
+        raise InputError(f"there is no layer {layer} of {layers} (the first is 0)")
     # Of two layers the first: after the last one nothing is left to save.
     middle = (layers - 1) // 2 if layer is None else layer
     wanted = _schedules(selectors, keeps, steps, middle, schedules, keep_positions)
