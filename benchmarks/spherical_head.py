@@ -3,6 +3,7 @@
     python benchmarks/spherical_head.py [--shapes 256x128 512x128] [--classes 793471] [--zipf]
     python benchmarks/spherical_head.py --flat                 # the cost for 1e4 to 1e7 classes
     python benchmarks/spherical_head.py --network              # a whole training step, with the share of each part
+    python benchmarks/spherical_head.py --compiled             # what torch.compile makes of the bare arithmetic
 
 A shape is features x batch. One step is: loss, gradient of hidden, plain SGD of the whole output matrix, float32. All
 candidates in one process, in rounds: the slow ones one step per round, the fast ones many; reported are the median and
@@ -12,13 +13,16 @@ a fresh process, the high-water mark of the resident set during steps less that 
 
 Arithmetic floor: with d features, m rows (m < d) and one factor, a step has seven products of 2 m d² and four of 2 m² d
 operations, and nothing that grows with the classes but the gather and scatter of m rows. ``floor`` times these products
-alone.
+alone. What lies between them is many operations on little data; ``--compiled`` shows how much of that a compiler
+removes: the formulas of one step in four compiled functions, without autograd, checks, conditioning or float64 (needs a
+C++ compiler).
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import statistics
 import subprocess
@@ -179,6 +183,85 @@ def peak_memory(classes: int, features: int, rows: int) -> int:
     return resident("VmHWM") - before
 
 
+def compiled(classes: int, features: int, rows: int) -> Callable[[], None]:
+    """One step's formulas for the Z-loss; see :mod:`lossmith.heads.factored` for what they are."""
+    a, b = 0.1, 10.0
+
+    @torch.compile(dynamic=False)
+    def forward(h: Tensor, gram: Tensor, parts: Tensor, v: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+        with_gram, chosen, rotated = h @ gram, v[targets], h @ parts.T
+        s, centred = rotated[:, -1], (with_gram * h).sum(-1)
+        o = (chosen * rotated[:, :features]).sum(-1) + rotated[:, features]
+        inverse = torch.threshold(centred / classes, 0.0, float("inf")).rsqrt()
+        z = (o - s / classes) * inverse
+        by_z = torch.sigmoid(a * (b - z)) * inverse
+        two_q = by_z * z * inverse / classes
+        by_s = (by_z - two_q * s) / classes
+        with_gram = with_gram + torch.outer(s / classes, parts[-1])
+        return F.softplus(a * (b - z)) / a, with_gram, rotated, chosen, -by_z / rows, two_q / rows, by_s / rows
+
+    @torch.compile(dynamic=False)
+    def backward(h: Tensor, with_gram: Tensor, chosen: Tensor, y: Tensor, two_q: Tensor, by_s: Tensor, parts: Tensor):
+        sparse = torch.cat([y[:, None] * chosen, y[:, None], by_s[:, None]], 1) @ parts
+        return sparse, two_q[:, None] * h, sparse + two_q[:, None] * with_gram
+
+    @torch.compile(dynamic=False)
+    def inner(
+        h: Tensor, sparse: Tensor, weighted: Tensor, of_h: Tensor, y: Tensor, two_q: Tensor, by_s: Tensor, t: Tensor
+    ):
+        same = torch.where(t[:, None] == t[None], y[:, None] * y[None], 0.0)
+        half = 0.5 * (weighted @ (of_h + sparse).T + same) + torch.outer(y + 0.5 * classes * by_s, by_s)
+        m, hidden = half + half.T, h @ h.T
+        e = hidden * (LR * two_q)
+        return m, e, (m * hidden).sum(), e.abs().sum(-1).amax()
+
+    @torch.compile(dynamic=False)
+    def update(h, rotated, weighted, of_h, y, by_s, m, e, recent, moments, inverse, parts, base, gram):  # type: ignore[no-untyped-def]
+        start = h @ inverse
+        p = start + e @ (start + e @ start)
+        new = torch.addmm(recent, rotated.T, weighted, alpha=-LR)
+        new = torch.cat([new[:-2], new[-2:] - LR * (torch.stack([by_s, y + classes * by_s]) @ h)])
+        lost = recent[-1] - new[-1]
+        moments = torch.addmm(moments, (of_h - 0.5 * LR * (m @ h)).T, h, alpha=-LR)
+        moments = moments + torch.outer(parts[-1] - 0.5 * lost, lost) / classes
+        inverse = torch.addmm(inverse, weighted.T, p, alpha=LR)
+        return new, moments, inverse, base + new, gram + moments + moments.T, -LR * y[:, None] * p
+
+    v = 1e-3 * torch.randn(classes, features)
+    gram, inverse = 1e-6 * classes * torch.eye(features), torch.eye(features)
+    parts = torch.cat([inverse, torch.zeros(2, features)])
+    state = [torch.zeros_like(parts), torch.zeros_like(gram), inverse, parts, gram]
+
+    batches = itertools.cycle([(torch.randn(rows, features), torch.randint(classes, (rows,))) for _ in range(200)])
+
+    @torch.no_grad()
+    def step() -> None:
+        h, t = next(batches)
+        _, with_gram, rotated, chosen, y, two_q, by_s = forward(h, state[4], state[3], v, t)
+        sparse, weighted, of_h = backward(h, with_gram, chosen, y, two_q, by_s, state[3])
+        m, e, norm, size = inner(h, sparse, weighted, of_h, y, two_q, by_s, t)
+        float(norm), float(size)
+        *state[:], shift = update(h, rotated, weighted, of_h, y, by_s, m, e, *state[:4], parts, gram)
+        v.index_add_(0, t, shift)
+
+    return step
+
+
+def bound(classes: int, shape: str, rounds: int) -> str:
+    features, rows = map(int, shape.split("x"))
+    step, products = compiled(classes, features, rows), floor(features, rows)
+    for _ in range(10):
+        step()
+    ratios = []
+    for _ in range(3 * rounds):
+        mine = statistics.median(timed(step) for _ in range(50))
+        ratios.append(mine / statistics.median(timed(products) for _ in range(50)))
+    return (
+        f"{features} features, batch {rows}: compiled, without autograd, {statistics.median(ratios):.2f} x the matrix "
+        f"products alone ({min(ratios):.2f} to {max(ratios):.2f} in {len(ratios)} rounds)"
+    )
+
+
 def flat(rounds: int) -> list[dict]:
     found = []
     for classes in (10**4, 10**5, 10**6, 10**7):
@@ -254,6 +337,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--flat", action="store_true")
     parser.add_argument("--network", action="store_true")
+    parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -264,6 +348,10 @@ def main() -> None:
         return
     if not arguments.json:
         print(f"torch {torch.__version__}, {arguments.threads} threads, {arguments.rounds} rounds")
+    if arguments.compiled:
+        for shape in arguments.shapes:
+            print(bound(arguments.classes, shape, arguments.rounds))
+        return
     if arguments.flat or arguments.network:
         found = flat(arguments.rounds) if arguments.flat else network(arguments.classes, arguments.rounds)
         if arguments.json:
