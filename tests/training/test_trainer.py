@@ -446,3 +446,45 @@ def test_sparse_gradients_are_measured_and_clipped_like_dense_ones(max_grad_norm
         ends.append((norms, model[0].weight.detach().clone()))
     assert ends[1][0] == pytest.approx(ends[0][0], rel=1e-6)
     torch.testing.assert_close(ends[1][1], ends[0][1], rtol=1e-7, atol=1e-7)
+
+
+def test_without_clipping_the_norm_is_that_of_an_infinite_limit_bit_for_bit(tmp_path: Path) -> None:
+    x, labels = torch.randn(12, 3), torch.randint(4, (12,))
+    ends = []
+    for limit in (0.0, math.inf):
+        torch.manual_seed(0)
+        model = nn.Linear(3, 4)
+        trainer = Trainer(
+            model,
+            arguments(tmp_path, optim="sgd", max_grad_norm=limit, per_device_train_batch_size=12),
+            objective=Classification(),
+            train_dataset=range(12),
+            data_collator=lambda rows: {"input": x[rows], "labels": labels[rows]},
+        )
+        trainer.train()
+        norms = [line["grad_norm"] for line in trainer.state.log_history if "grad_norm" in line]
+        assert len(norms) == 4
+        ends.append((norms, model.weight.detach().clone()))
+    assert ends[0][0] == ends[1][0]
+    assert torch.equal(ends[0][1], ends[1][1])
+
+
+def test_a_training_step_does_not_search_the_path_for_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    def steps(number: int) -> int:
+        before = len(searched)
+        Trainer(
+            nn.Linear(3, 4),
+            arguments(tmp_path, max_steps=number, per_device_train_batch_size=2),
+            objective=Classification(),
+            train_dataset=range(12),
+            data_collator=lambda rows: {"input": torch.ones(len(rows), 3), "labels": torch.zeros(len(rows)).long()},
+        ).train()
+        return len(searched) - before
+
+    searched: list[str] = []
+    search = importlib.util.find_spec
+    steps(1)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda *a: searched.append(str(a)) or search(*a))
+    assert steps(9) == steps(1)

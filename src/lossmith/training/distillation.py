@@ -99,6 +99,7 @@ class Distillation:
         self.cache = TeacherCache(cache, teacher) if cache is not None else None
         self._next_token, self._classification = NextToken(chunk_size=chunk_size), Classification()
         self._checked: int | None = None
+        self._teacher_parameters: int | None = None
         if tokenizer is not None and teacher_tokenizer is not None:
             _check_one_vocabulary(tokenizer, teacher_tokenizer)
 
@@ -129,8 +130,12 @@ class Distillation:
         """The teacher's forward pass, ``2 N`` per position."""
         from lossmith.training.models import matmul_parameters
 
+        if self.cache is not None:
+            return 0
+        if self._teacher_parameters is None:
+            self._teacher_parameters = matmul_parameters(self.teacher)
         positions = batch["input_ids"] if "input_ids" in batch else batch["labels"]
-        return 0 if self.cache is not None else 2 * matmul_parameters(self.teacher) * positions.numel()
+        return 2 * self._teacher_parameters * positions.numel()
 
     @torch.no_grad()
     def teacher_logits(self, batch: Batch) -> Float[Tensor, "examples ... classes"]:

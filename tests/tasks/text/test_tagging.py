@@ -79,6 +79,13 @@ def test_words_that_tokenize_to_nothing_still_get_a_tag() -> None:
     assert [len(tags) for tags in tagger.predict([["", "\u200b", "we"], [], ["saw"]])] == [3, 0, 1]
 
 
+def test_words_become_the_same_tokens_together_as_alone() -> None:
+    tagger = TokenTagger(epochs=0.1, width=32, layers=1).fit(sentences())
+    words = ["we", "", "saw", "Mister", "supercalifragilistic", "we", ","]
+    alone = [token for word in words for token in tagger._windows([word], ["O"])[0]["input_ids"]]
+    assert tagger._windows(words, ["O"] * len(words))[0]["input_ids"] == alone
+
+
 def test_scores_are_those_of_whole_entities() -> None:
     truth = [["B-a", "I-a", "O", "B-b"], ["O", "B-a"]]
     predicted = [["B-a", "I-a", "O", "B-a"], ["O", "O"]]

@@ -184,11 +184,10 @@ class TokenTagger:
         room = self.max_length - len(before) - len(after)
         # Byte-level tokenizers tell a word's beginning by the space before it.
         space = " " if tokenizer.tokenize(" a") != tokenizer.tokenize("a") else ""
-        pieces = []
-        for word in words:
-            ids = tokenizer(space + word, add_special_tokens=False)["input_ids"][:room]
-            unknown = tokenizer.unk_token_id if tokenizer.unk_token_id is not None else tokenizer.pad_token_id
-            pieces.append(ids or [unknown])
+        unknown = tokenizer.unk_token_id if tokenizer.unk_token_id is not None else tokenizer.pad_token_id
+        # One call for all words: a call costs far more than a word.
+        encoded = tokenizer([space + word for word in words], add_special_tokens=False)["input_ids"] if words else []
+        pieces = [ids[:room] or [unknown] for ids in encoded]
         windows, start = [], 0
         while start < len(words):
             # Words of context, as many of the last ones as leave half of the room.
