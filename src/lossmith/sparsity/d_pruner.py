@@ -10,8 +10,8 @@ parameter and have its shape, float32 (float64 for float64 models).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -64,7 +64,7 @@ def general_importance(
     flipped = turned(model)
     found: Importance = {}
     own: dict[str, tuple[nn.Parameter, Tensor]] = {}
-    options = {"block_size": block_size, "damping": damping, "count": count}
+    options: Any = {"block_size": block_size, "damping": damping, "count": count}
     try:
         for weights, seen in stream_layers(
             model, batches, InputProducts, targets=targets, exclude=exclude, order=order
@@ -72,16 +72,22 @@ def general_importance(
             hessian = seen.hessian()
             for name, weight in weights.items():
                 own[name] = weight, weight.detach().clone()
-                matrix = weight.detach().T if name in flipped else weight.detach()
-                result = surgeon(matrix, hessian, sparsity, name=name, **options)  # type: ignore[arg-type]
-                found[name] = (result.importance.T if name in flipped else result.importance).contiguous()
-                with torch.no_grad():
-                    weight.copy_(result.weight.T if name in flipped else result.weight)
+                found[name] = judge(weight, hessian, sparsity, name=name, flip=name in flipped, **options)
     finally:
         with torch.no_grad():
             for weight, before in own.values():
                 weight.copy_(before)
     return found
+
+
+def judge(
+    weight: Tensor, hessian: Tensor, sparsity: float, *, name: str = "the weight", flip: bool = False, **options: Any
+) -> Tensor:
+    """The general importance of one matrix, which is pruned in place. ``flip``: it is stored inputs x outputs."""
+    result = surgeon(weight.detach().T if flip else weight.detach(), hessian, sparsity, name=name, **options)
+    with torch.no_grad():
+        weight.copy_(result.weight.T if flip else result.weight)
+    return (result.importance.T if flip else result.importance).contiguous()
 
 
 def regularized_gradient(
@@ -184,6 +190,23 @@ def importance_masks(
     >>> importance_masks(net, scores, targets="all")["0.weight"].tolist()
     [[False, False], [True, True]]
     """
+    options: Any = {"pattern": pattern, "blocks": blocks, "count": count, "of": of}
+    return dict(stream_masks(model, importance, sparsity, targets=targets, exclude=exclude, **options))
+
+
+def stream_masks(
+    model: nn.Module,
+    importance: Mapping[str, Tensor],
+    sparsity: float = 0.5,
+    *,
+    pattern: str | None = None,
+    blocks: int = 1,
+    count: Literal["exact", "released"] = "exact",
+    of: Literal["targets", "all"] = "targets",
+    targets: Literal["blocks", "all"] = "blocks",
+    exclude: Sequence[str] = (),
+) -> Iterator[tuple[str, Tensor]]:
+    """:func:`importance_masks` one by one; all importances are looked at before the first."""
     check_sparsity(sparsity)
     if count not in ("exact", "released") or of not in ("targets", "all"):
         raise ValueError(f"count must be 'exact' or 'released' and of 'targets' or 'all', got {count!r} and {of!r}")
@@ -192,7 +215,6 @@ def importance_masks(
     if of == "all":
         sparsity = _share_of_targets(model, sum(weight.numel() for weight in wanted.values()), sparsity)
     flipped = turned(model)
-    masks = {}
     for name in wanted:
         stored = importance[name]
         score = stored.T if name in flipped else stored
@@ -203,8 +225,7 @@ def importance_masks(
         else:
             width = -(-score.shape[1] // blocks)
             mask = torch.cat([_kept(part, sparsity, count, name) for part in score.split(width, dim=1)], dim=1)
-        masks[name] = (mask.T if name in flipped else mask).contiguous()
-    return masks
+        yield name, (mask.T if name in flipped else mask).contiguous()
 
 
 def _kept(score: Tensor, sparsity: float, count: str, name: str) -> Tensor:

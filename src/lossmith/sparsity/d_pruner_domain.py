@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -120,45 +121,29 @@ def dual_importance(
     >>> found.scores["0.weight"].shape, len(found.losses)
     (torch.Size([8, 4]), 5)
     """
-    _check_options(lam, learning_rate, epochs, clip, warmup, grad_scale, reg_ratio)
-    number = texts if texts is not None else sum(_rows(batch) for batch in batches)
-    if number < 2:
-        raise InputError(f"a domain needs at least 2 texts, got {number}")
+    options = DescentOptions(
+        lam=lam, learning_rate=learning_rate, epochs=epochs, reg=reg, reg_ratio=reg_ratio, reg_in_update=reg_in_update,
+        third_order=third_order, grad_scale=grad_scale, clip=clip, warmup=warmup, texts=texts,
+    )  # fmt: skip
     scored = block_weights(model, targets=targets, exclude=exclude).weights
     check_finite(scored)
     if general is not None:
         check_importance(general, scored, "general importance")
-    state = _Descent(
-        {id(p): (name, p) for name, p in scored.items()},
-        {id(scored[name]): g for name, g in (general or {}).items()},
-        {"texts": number, "lam": lam, "reg": reg, "reg_ratio": reg_ratio},
-        third_order=third_order,
-        grad_scale=grad_scale,
-        reg_in_update=reg_in_update,
-        scale=2.0**16 if any(p.dtype == torch.float16 for p in model.parameters()) else 1.0,
-    )
-    steps = epochs * len(batches)
-    losses: list[float] = []
+    scores = {
+        name: torch.zeros_like(p, dtype=_wide(p), memory_format=torch.contiguous_format) for name, p in scored.items()
+    }
+    half = any(p.dtype == torch.float16 for p in model.parameters())
+    state = Descent(options, count_texts(batches, texts), general or {}, scores, scale=2.0**16 if half else 1.0)
+    # A matrix in several layers has several names.
+    names = {id(p): name for name, p in model.named_parameters()} | {id(p): name for name, p in scored.items()}
     with _free(model, scored.values(), keep_finetuned) as parameters:
-        handles = [p.register_post_accumulate_grad_hook(state.take) for p in parameters]
+        handles = [p.register_post_accumulate_grad_hook(partial(state.take, names[id(p)])) for p in parameters]
         try:
-            for step in range(steps):
-                state.learning_rate = learning_rate * schedule(step / steps, warmup)
-                losses.append(_step(model, batches[step % len(batches)], loss, state, clip))
-                if progress is not None:
-                    progress(step + 1, steps)
-                if (skipped := sum(map(math.isnan, losses))) > max(0.1 * steps, 1):
-                    raise FloatingPointError(
-                        f"the loss or the gradient of {skipped} of {step + 1} batches was not finite: lower the "
-                        "learning rate, or load the model in a type with more range"
-                    )
+            losses = state.run(model, batches, loss, progress)
         finally:
             for handle in handles:
                 handle.remove()
-    skipped = sum(map(math.isnan, losses))
-    if skipped:
-        warnings.warn(f"{skipped} of {steps} batches were left out: loss or gradient was not finite", stacklevel=2)
-    return DomainImportance({name: state.scores[id(p)] for name, p in scored.items()}, tuple(losses), skipped)
+    return DomainImportance(scores, losses, sum(map(math.isnan, losses)))
 
 
 def schedule(progress: float, warmup: float = 0.1) -> float:
@@ -170,55 +155,112 @@ def schedule(progress: float, warmup: float = 0.1) -> float:
     return progress / warmup if progress < warmup else (1 - progress) / (1 - warmup)
 
 
-@dataclass(slots=True)
-class _Descent:
-    """What happens to a gradient when it is there: counted for the norm, or scored, used and freed."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DescentOptions:
+    """Numbers of :func:`dual_importance`, checked."""
 
-    scored: Mapping[int, tuple[str, nn.Parameter]]
-    general: Mapping[int, Tensor]
-    options: Mapping[str, Any]
-    third_order: bool
-    grad_scale: float
-    reg_in_update: bool
-    scale: float
+    lam: float = 0.1
+    learning_rate: float = 0.03
+    epochs: int = 5
+    reg: Literal["code", "fisher"] = "code"
+    reg_ratio: float | None = None
+    reg_in_update: bool = True
+    third_order: bool = False
+    grad_scale: float = 1.0
+    clip: float = 1.0
+    warmup: float = 0.1
+    texts: int | None = None
+
+    def __post_init__(self) -> None:
+        if not (self.lam >= 0 and math.isfinite(self.lam)):
+            raise ValueError(f"lam must be at least 0, got {self.lam}")
+        if not (self.learning_rate >= 0 and math.isfinite(self.learning_rate)):
+            raise ValueError(f"learning_rate must be at least 0, got {self.learning_rate}")
+        if self.epochs < 1:
+            raise ValueError(f"epochs must be at least 1, got {self.epochs}")
+        if not self.clip > 0 or not 0 < self.warmup < 1 or not self.grad_scale > 0:
+            raise ValueError(
+                "clip and grad_scale must be above 0 and warmup in (0, 1), "
+                f"got {self.clip}, {self.grad_scale} and {self.warmup}"
+            )
+        if self.reg not in ("code", "fisher"):
+            raise ValueError(f"reg must be 'code' or 'fisher', got {self.reg!r}")
+        if self.reg_ratio is not None and not (self.reg_ratio >= 0 and math.isfinite(self.reg_ratio)):
+            raise ValueError(f"reg_ratio must be at least 0, got {self.reg_ratio}")
+
+
+@dataclass(slots=True)
+class Descent:
+    """What happens to a gradient when it is there: counted for the norm, or scored, used and freed.
+
+    Attributes:
+        options: of the fine-tuning.
+        texts: in all.
+        general: by name; may be read from files.
+        scores: zeros at first, of every matrix that is scored; what is set is what is kept.
+        scale: of the loss, for gradients in half precision.
+        coefficient: of clipping; ``None`` while the norm is being found.
+    """
+
+    options: DescentOptions
+    texts: int
+    general: Mapping[str, Tensor]
+    scores: MutableMapping[str, Tensor]
+    scale: float = 1.0
     learning_rate: float = 0.0
     coefficient: float | None = None
     squares: list[Tensor] = field(default_factory=list)
-    scores: dict[int, Tensor] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        for key, (_, parameter) in self.scored.items():
-            self.scores[key] = torch.zeros_like(
-                parameter, dtype=_wide(parameter), memory_format=torch.contiguous_format
-            )
+    def run(
+        self, model: nn.Module, batches: Sequence[Batch], loss: Loss, progress: Callable[[int, int], None] | None
+    ) -> tuple[float, ...]:
+        """All steps; :meth:`take` must be hooked to the parameters. Returns losses, NaN where a batch was skipped."""
+        steps = self.options.epochs * len(batches)
+        losses: list[float] = []
+        for step in range(steps):
+            self.learning_rate = self.options.learning_rate * schedule(step / steps, self.options.warmup)
+            losses.append(_step(model, batches[step % len(batches)], loss, self, self.options.clip))
+            if progress is not None:
+                progress(step + 1, steps)
+            if (skipped := sum(map(math.isnan, losses))) > max(0.1 * steps, 1):
+                raise FloatingPointError(
+                    f"the loss or the gradient of {skipped} of {step + 1} batches was not finite: lower the "
+                    "learning rate, or load the model in a type with more range"
+                )
+        if skipped := sum(map(math.isnan, losses)):
+            warnings.warn(f"{skipped} of {steps} batches were left out: loss or gradient was not finite", stacklevel=3)
+        return tuple(losses)
 
     @torch.no_grad()
-    def take(self, parameter: Tensor) -> None:
+    def take(self, name: str, parameter: Tensor) -> None:
         """The hook."""
         assert parameter.grad is not None
+        options = self.options
         gradient = parameter.grad.to(_wide(parameter)) / self.scale
         parameter.grad = None
-        scaled = gradient * self.grad_scale
-        if (general := self.general.get(id(parameter))) is not None:
-            scaled = regularized_gradient(scaled, general.to(scaled), learning_rate=self.learning_rate, **self.options)
-        refined = scaled / self.grad_scale if self.reg_in_update else gradient
+        scaled = gradient * options.grad_scale
+        if (general := self.general.get(name)) is not None:
+            scaled = regularized_gradient(
+                scaled, general.to(scaled), texts=self.texts, learning_rate=self.learning_rate, lam=options.lam,
+                reg=options.reg, reg_ratio=options.reg_ratio,
+            )  # fmt: skip
+        refined = scaled / options.grad_scale if options.reg_in_update else gradient
         if self.coefficient is None:
             self.squares.append(refined.square().sum().double().cpu())
             return
         weight = parameter.to(gradient.dtype)
-        if id(parameter) in self.scores:
-            texts = int(self.options["texts"])
-            self.scores[id(parameter)] += taylor_term(weight, scaled, texts=texts, third_order=self.third_order)
+        if name in self.scores:
+            self.scores[name] += taylor_term(weight, scaled, texts=self.texts, third_order=options.third_order)
         parameter.copy_(weight - self.learning_rate * self.coefficient * refined)
 
     def norm(self) -> float:
-        """Of all gradients since the last call."""
-        total = float(torch.stack(self.squares).sum().sqrt()) if self.squares else 0.0
+        """Of all gradients since the last call, whatever their order."""
+        total = float(torch.stack(self.squares).sort().values.sum().sqrt()) if self.squares else 0.0
         self.squares.clear()
         return total
 
 
-def _step(model: nn.Module, batch: Batch, loss: Loss, state: _Descent, clip: float) -> float:
+def _step(model: nn.Module, batch: Batch, loss: Loss, state: Descent, clip: float) -> float:
     """Two backward passes; returns the loss, NaN where the batch was skipped."""
     for _ in range(_HALVINGS + 1):
         state.coefficient = None
@@ -275,23 +317,14 @@ def _wide(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
+def count_texts(batches: Sequence[Batch], texts: int | None = None) -> int:
+    """Those of a domain: as told, or the rows of all batches."""
+    number = texts if texts is not None else sum(_rows(batch) for batch in batches)
+    if number < 2:
+        raise InputError(f"a domain needs at least 2 texts, got {number}")
+    return number
+
+
 def _rows(batch: Batch) -> int:
     first = batch if isinstance(batch, Tensor) else next(iter(batch.values()))
     return int(first.shape[0])
-
-
-def _check_options(
-    lam: float, learning_rate: float, epochs: int, clip: float, warmup: float, grad_scale: float, ratio: float | None
-) -> None:
-    if not (lam >= 0 and math.isfinite(lam)):
-        raise ValueError(f"lam must be at least 0, got {lam}")
-    if not (learning_rate >= 0 and math.isfinite(learning_rate)):
-        raise ValueError(f"learning_rate must be at least 0, got {learning_rate}")
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1, got {epochs}")
-    if not clip > 0 or not 0 < warmup < 1 or not grad_scale > 0:
-        raise ValueError(
-            f"clip and grad_scale must be above 0 and warmup in (0, 1), got {clip}, {grad_scale} and {warmup}"
-        )
-    if ratio is not None and not (ratio >= 0 and math.isfinite(ratio)):
-        raise ValueError(f"reg_ratio must be at least 0, got {ratio}")
