@@ -62,7 +62,7 @@ def test_smoke_measures_everything(slug: str, tmp_path: Path) -> None:
 def test_one_experiment_is_deterministic_and_seeds_differ(slug: str, tmp_path: Path) -> None:
     arm = {"plackett-luce-distillation": "pld", "dual-head-distillation": "dual-mlp"}[slug]
     first = run(slug, arm, tmp_path)
-    assert run(slug, arm, tmp_path).metrics == first.metrics
+    assert run(slug, arm, tmp_path / "again").metrics == first.metrics
     assert run(slug, arm, tmp_path, seed=1).metrics != first.metrics
     assert first.cost.steps > 0
 
@@ -72,6 +72,25 @@ def test_every_arm_of_the_dual_head_study_runs(arm: str, tmp_path: Path, teacher
     metrics = run("dual-head-distillation", arm, tmp_path, teachers=teachers["dual-head-distillation"]).metrics
     assert all(numpy.isfinite(value) for value in metrics.values())
     assert (metrics["mixture/cosine_head"] == 0) == (arm == "ce")
+
+
+def test_a_strong_arm_is_trained_on_images_again_only_where_its_weight_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lossmith.studies import dual_head_distillation as module
+
+    trained: list[str] = []
+    train = module._on_images
+    monkeypatch.setattr(module, "_on_images", lambda arm, *a: trained.append(arm) or train(arm, *a))
+    slug = "dual-head-distillation"
+    weak, strong = (run(slug, arm, tmp_path / "same") for arm in ("dual", "dual-strong"))
+    assert trained == ["dual"]
+    assert strong.metrics["images/accuracy"] == weak.metrics["images/accuracy"]
+    assert strong.metrics["mixture/cosine_head"] != weak.metrics["mixture/cosine_head"]
+    assert (strong.cost.steps, strong.cost.flops) == (weak.cost.steps, weak.cost.flops)
+    for arm in ("dual", "dual-strong"):
+        run(slug, arm, tmp_path / "other", strong_alpha=0.5)
+    assert trained == ["dual", "dual", "dual-strong"]
 
 
 @pytest.mark.parametrize("arm", list(get_study("plackett-luce-distillation").arms))
