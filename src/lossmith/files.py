@@ -10,9 +10,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lossmith.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @contextmanager
@@ -59,6 +62,12 @@ def write_text(path: str | Path, text: str) -> Path:
 def write_json(path: str | Path, value: Any) -> None:
     """Write strict JSON, whole or not at all; numbers that are not finite become ``null``."""
     write_text(path, json.dumps(finite_or_none(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_picture(figure: Figure, path: str | Path) -> None:
+    """Write a figure, whole or not at all, in the format that the name ends with; without an ending as PNG."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=Path(path).suffix.lstrip(".").lower() or "png", dpi=150)
 
 
 def read_json(path: str | Path) -> Any:

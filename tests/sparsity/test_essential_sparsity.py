@@ -113,6 +113,20 @@ def test_curve_is_drawn(suffix: str, tmp_path: Path) -> None:
     assert curve.to_dict()["knee_interval"]
 
 
+def test_a_picture_that_cannot_be_drawn_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    def fails(self: Figure, path: Path, **options: object) -> None:
+        Path(path).write_text("half")
+        raise OSError("disk full")
+
+    (tmp_path / "curve.png").write_text("old")
+    monkeypatch.setattr(Figure, "savefig", fails)
+    with pytest.raises(OSError, match="disk full"):
+        EssentialCurve(SHORT, (1.0,) * 6).plot(tmp_path / "curve.png")
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("curve.png", "old")]
+
+
 def test_wrong_curves_are_refused() -> None:
     for grid in ([0.1, 0.2], [0, 0.2, 0.1], [0, 1.0], [0]):
         with pytest.raises(ValueError, match="rise from 0"):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lossmith.probes.plots import write_picture
+from lossmith.files import write_picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

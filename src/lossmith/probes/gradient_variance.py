@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from lossmith.data.temperature import check_temperature, scalarization_weights, temperature_probabilities
 from lossmith.errors import InputError
-from lossmith.files import finite_or_none, write_text
+from lossmith.files import finite_or_none, write_picture, write_text
 from lossmith.losses import cross_entropy
 from lossmith.probes.geometry import _load, _tokenizer_near
-from lossmith.probes.plots import write_picture
 from lossmith.theory.gradient_variance import GradientVariances, gradient_variances
 
 if TYPE_CHECKING:

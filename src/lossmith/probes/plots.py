@@ -6,8 +6,6 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lossmith.files import replacing
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -15,12 +13,6 @@ if TYPE_CHECKING:
     from lossmith.probes.superposition_report import Histogram, SuperpositionReport
 
 _INK, _BARS, _LINE = "#222222", "#0072B2", "#D55E00"
-
-
-def write_picture(figure: Figure, path: str | Path) -> None:
-    """Write a figure, whole or not at all, in the format that the name ends with; without an ending as PNG."""
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format=Path(path).suffix.lstrip(".") or "png", dpi=150)
 
 
 def superposition_figure(report: SuperpositionReport, path: str | Path | None = None) -> Figure:

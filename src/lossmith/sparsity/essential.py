@@ -18,6 +18,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from lossmith.files import write_picture
 from lossmith.sparsity.magnitude import apply_masks, one_shot_masks, release_masks
 from lossmith.sparsity.masks import parse_structure
 
@@ -224,7 +225,7 @@ class EssentialCurve:
         axes.set(xlabel="sparsity of the prunable weights", ylabel="score")
         axes.legend()
         if path is not None:
-            figure.savefig(path)
+            write_picture(figure, path)
         return figure
 
 
