@@ -299,6 +299,9 @@ def _row(value: Any, place: str, need_samples: bool) -> RationaleSamples:
     if not isinstance(value, Mapping):
         raise InputError(f"{place}: an object is needed, got {type(value).__name__}")
     question = _text(value, "question", place)
+    # A label may be a number; a question that is one is another column's.
+    if not isinstance(value["question"], str):
+        raise InputError(f"{place}: 'question' must be text, got the number {question}")
     if not question.strip():
         raise InputError(f"{place}: the question is empty")
     label = _text(value, "label", place) if value.get("label") is not None else None

@@ -179,7 +179,7 @@ class PruneSchedule:
         try:
             return cls(**options)
         except (TypeError, ValueError) as error:
-            raise InputError(f"pruning schedule '{text}': {error}") from None
+            raise InputError(f"pruning schedule '{_written(text)}': {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
         """The options that differ from the defaults, for a configuration file; :meth:`parse` reads them back."""
@@ -195,3 +195,14 @@ class PruneSchedule:
     def __repr__(self) -> str:
         options = "".join(f", {k}={v!r}" for k, v in self.to_dict().items() if k != "selector")
         return f"PruneSchedule({self.selector!r}{options})"
+
+
+def _written(options: str | Mapping[str, Any]) -> str:
+    """As a user writes it: ``name(option=value, ...)``, without what is the default."""
+    if isinstance(options, str):
+        return options
+    defaults = {f.name: f.default for f in dataclasses.fields(PruneSchedule)}
+    given = {k: v for k, v in options.items() if k != "selector" and v != defaults[k]}
+    shown = ", ".join(f"{k}={list(v) if isinstance(v, tuple) else v}" for k, v in given.items())
+    name = options.get("selector", defaults["selector"])
+    return f"{name}({shown})" if shown else str(name)

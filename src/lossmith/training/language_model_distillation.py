@@ -105,7 +105,15 @@ def distill_language_model(
     tokenizer, theirs = load_tokenizer(student), load_tokenizer(teacher)
     length = max_prompt + max_completion
     models = [
-        build_model(name, vocab_size=len(tokenizer), sequence_length=length, dtype=dtype) for name in (teacher, student)
+        build_model(
+            name,
+            vocab_size=len(tokenizer),
+            sequence_length=length,
+            dtype=dtype,
+            option=option,
+            length_option="--max-prompt + --max-completion =",
+        )
+        for option, name in (("--teacher", teacher), ("--student", student))
     ]
     torch.manual_seed(seed)
     if loss is None:

@@ -52,6 +52,8 @@ def build_model(
     overrides: Mapping[str, Any] | None = None,
     attention: str = "sdpa",
     special_tokens: dict[str, int | None] | None = None,
+    option: str = "--model",
+    length_option: str = "--sequence-length",
 ) -> nn.Module:
     """A causal language model: a preset (random weights), or a path or hub id (its weights).
 
@@ -64,6 +66,7 @@ def build_model(
         overrides: changes to the configuration, for random weights only.
         attention: attention implementation of transformers (``sdpa``, ``eager``, ``flash_attention_2``, ...).
         special_tokens: ids by name (``bos_token_id``, ...) for a preset's configuration.
+        option, length_option: what the user gave the name and the longest row by, for the sentences of errors.
 
     Random weights come from torch's global generator: seed it first.
 
@@ -96,7 +99,7 @@ def build_model(
             raise InputError(f"model_overrides {dict(overrides or {})}: {reason}") from None
         model = model.to(torch_dtype)
         return with_exact_norms(model) if dtype == "float64" else model
-    _check_folder(name, random_weights)
+    _check_folder(name, random_weights, option)
     try:
         if random_weights:
             config: Any = AutoConfig.from_pretrained(name, **(overrides or {}))
@@ -116,9 +119,10 @@ def build_model(
             )
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"--model {name} cannot be loaded: {reason}") from None
+        raise InputError(f"{option} {name} cannot be loaded: {reason}") from None
     embeddings = model.get_input_embeddings().weight.shape[0]
-    check_fit(name, embeddings, vocab_size, getattr(model.config, "max_position_embeddings", None), sequence_length)
+    positions = getattr(model.config, "max_position_embeddings", None)
+    check_fit(f"{option} {name}", embeddings, vocab_size, positions, sequence_length, length_option)
     return model
 
 
@@ -148,47 +152,51 @@ def check_model(name: str, *, vocab_size: int | None, sequence_length: int, rand
         values = json.loads(config.read_text(encoding="utf-8"))
         values = {**values, **(values.get("text_config") or {})}
         positions = values.get("max_position_embeddings") or values.get("n_positions")
-        check_fit(name, values.get("vocab_size"), vocab_size, positions, sequence_length)
+        check_fit(f"--model {name}", values.get("vocab_size"), vocab_size, positions, sequence_length)
 
 
 def check_fit(
-    name: str, embeddings: int | None, vocab_size: int | None, positions: int | None, sequence_length: int
+    model: str,
+    embeddings: int | None,
+    vocab_size: int | None,
+    positions: int | None,
+    sequence_length: int,
+    length_option: str = "--sequence-length",
 ) -> None:
     """Refuse a tokenizer or a row length that a model cannot take; what is ``None`` is not known."""
     if embeddings is not None and vocab_size is not None and embeddings < vocab_size:
         raise InputError(
-            f"vocabulary mismatch: the tokenizer has {vocab_size} tokens, but --model {name} has embeddings for "
+            f"vocabulary mismatch: the tokenizer has {vocab_size} tokens, but {model} has embeddings for "
             f"{embeddings}; use the model's own tokenizer (leave out --tokenizer) or another model"
         )
     if positions is not None and positions < sequence_length:
-        raise InputError(
-            f"--sequence-length {sequence_length} is longer than the {positions} positions of --model {name}"
-        )
+        raise InputError(f"{length_option} {sequence_length} is longer than the {positions} positions of {model}")
 
 
-def _check_folder(name: str, random_weights: bool) -> None:
+def _check_folder(name: str, random_weights: bool, option: str = "--model") -> None:
     folder = Path(name).expanduser()
     if folder.is_file():
-        raise InputError(f"--model {name} is a file; give the folder that holds config.json and model.safetensors")
+        raise InputError(f"{option} {name} is a file; give the folder that holds config.json and model.safetensors")
     if not folder.is_dir():
         if "/" not in name or name.startswith((".", "/", "~")):
-            raise InputError(f"--model {name} is neither a preset nor a folder: {did_you_mean(name, PRESETS)}")
+            raise InputError(f"{option} {name} is neither a preset nor a folder: {did_you_mean(name, PRESETS)}")
         return
     if not (folder / "config.json").exists():
-        raise InputError(f"--model {name} has no config.json; give a folder written by save_pretrained")
+        raise InputError(f"{option} {name} has no config.json; give a folder written by save_pretrained")
     try:
         json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError:
-        raise InputError(f"--model {name}: config.json is not JSON") from None
+        raise InputError(f"{option} {name}: config.json is not JSON") from None
     if random_weights or any((folder / file).exists() for file in _WEIGHT_FILES):
         return
     if any((folder / file).exists() for file in _PICKLED_WEIGHTS):
         raise InputError(
-            f"--model {name} has only pickled weights (pytorch_model.bin), which could run code; "
+            f"{option} {name} has only pickled weights (pytorch_model.bin), which could run code; "
             "save it again with save_pretrained"
         )
     raise InputError(
-        f"--model {name} has no weights (model.safetensors); add --random-weights to start from its configuration alone"
+        f"{option} {name} has no weights (model.safetensors); add --random-weights to start from its configuration "
+        "alone"
     )
 
 

@@ -89,6 +89,13 @@ def test_other_columns_thresholds_and_parquet(tmp_path: Path) -> None:
             read_interactions(tmp_path / name, user="who")
 
 
+def test_a_first_line_of_words_is_data_where_others_are_words_or_a_layout_is_given(tmp_path: Path) -> None:
+    words = write(tmp_path / "w.csv", "ann,tea\nbob,milk\n")
+    assert pairs(read_interactions(words)) == {("ann", "tea"), ("bob", "milk")}
+    mixed = write(tmp_path / "m.csv", "ann,tea\nu1,i1\n")
+    assert len(read_interactions(mixed, layout="pairs")) == 2
+
+
 def test_a_table_with_a_broken_line_is_not_read_as_lists(tmp_path: Path) -> None:
     path = write(tmp_path / "t.txt", "0 5 6\n1 7 8\n2\n")
     with pytest.raises(InputError, match="line 3: 1 cells, other lines have 3"):
@@ -106,6 +113,12 @@ def test_a_table_with_a_broken_line_is_not_read_as_lists(tmp_path: Path) -> None
     ("name", "text", "message"),
     [
         ("a.txt", "", "holds no interactions"),
+        (
+            "a.csv",
+            "customer,product\nu1,i1\nu2,i2\n",
+            "line 1: 'customer,product' looks like a header .*item_id",
+        ),
+        ("a.csv", "user,product,n\nann,tea,3\nbob,tea,1\n", "looks like a header"),
         ("a.txt", "u1 i1 x\nu2 i2 1\n", "line 1: a count must be a number >= 0, found 'x'"),
         ("a.txt", "u1 i1 1\nu2 i2 -1\n", "line 2: a count must be a number >= 0, found '-1'"),
         ("a.txt", "u1 i1 1\nu2 i2 nan\n", "line 2: a count must be"),

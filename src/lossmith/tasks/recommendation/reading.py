@@ -127,6 +127,12 @@ def _from_text(path: Path, layout: str, user: str | None, item: str | None, coun
         return
     lengths = {len(row) for _, row in cells}
     if layout == "auto":
+        if len(cells) > 1 and lengths <= {2, 3, 4} and _like_a_header([row for _, row in cells]):
+            raise InputError(
+                f"{path}, line {cells[0][0]}: '{lines[0][1].strip()[:60]}' looks like a header with names that are not "
+                f"known (of users {', '.join(USER_NAMES)}; of items {', '.join(ITEM_NAMES)}); say which columns they "
+                "are with --user-col and --item-col, or with --layout pairs or counts that it is no header"
+            )
         if len(lengths) > 1 and max(lengths) <= 3:
             # A table with a broken line must not be read as lists whose items are its counts.
             usual = max(lengths, key=[len(row) for _, row in cells].count)
@@ -145,6 +151,17 @@ def _from_text(path: Path, layout: str, user: str | None, item: str | None, coun
         return
     needed = 2 if layout == "pairs" else 3
     yield from _picked(cells, path, needed, [0, 1, None if layout == "pairs" else 2])
+
+
+def _like_a_header(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether the first row names a known column, or has words only where all others have numbers in their names."""
+
+    def numbered(cell: str) -> bool:
+        return any(mark.isdigit() for mark in cell)
+
+    first, others = rows[0][:2], [row[:2] for row in rows[1:]]
+    known = {cell.lower() for cell in first} & {*USER_NAMES, *ITEM_NAMES}
+    return bool(known) or (not any(map(numbered, first)) and all(all(map(numbered, row)) for row in others))
 
 
 def _picked(
