@@ -132,7 +132,7 @@ NUMBERS, LETTERS, OUT = ("--calibration", "numbers.jsonl"), ("--general", "lette
         (("d-pruner(lam", *NUMBERS, *OUT), "cannot be read"),
         (("wanda", "--sweep"), "do not go with"),
         (("wanda", "--calibration", "missing.jsonl", *OUT), "no file or folder"),
-        (("wanda", *NUMBERS, "--samples", "0", *OUT), "samples and batch_size must be at least 1"),
+        (("wanda", *NUMBERS, "--samples", "0", *OUT), "--samples must be at least 1, got 0"),
         (("sparsegpt", *NUMBERS, "--pattern", "2:5", *OUT), "not a multiple of 5"),
         (("magnitude", *LETTERS, *OUT), "--general goes with --calibration"),
         (("magnitude(x=1)", *OUT), "takes no value"),

@@ -52,6 +52,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "broken.py": "x = [1\n",
         "mine.py": "def fails(*given):\n    raise RuntimeError('service down')\n",
         "empty.jsonl": "",
+        "number.jsonl": '{"question": "a"}\n{"question": 12}\n',
+        "bought.csv": "customer,product\n" + "".join(f"c{u},p{u + k}\n" for u in range(8) for k in range(5)),
+        "short.jsonl": '{"text": "loss"}\n',
     }
     for name, text in files.items():
         (place / name).write_text(text)
@@ -181,6 +184,19 @@ def test_an_output_file_that_cannot_be_made_is_told_before_the_work(said: Any, c
         ("recommend fit clicks.csv --out new --k 0", "--k must be at least 1, got 0"),
         ("recommend fit corpus.jsonl --out new", "corpus.jsonl: a table is text (.csv, .tsv, .txt), .json or .parquet"),
         ("recommend predict model --out new.txt", "new.txt must end in .csv, .tsv or .parquet"),
+        ("recommend fit bought.csv --out new", "bought.csv, line 1: 'customer,product' looks like a header with names"),
+        ("rationale sample number.jsonl --teacher model --out new.jsonl", "line 2: 'question' must be text, got the n"),
+        (
+            "distill completions.jsonl --teacher model --student other --out new --max-prompt 100000",
+            "--max-prompt + --max-completion = 100256 is longer than the 2048 positions of --teacher model",
+        ),
+        (
+            "score corpus.jsonl --model model --out new.parquet --max-length 100000",
+            "--max-length 100000 is longer than the 2048 positions of --model model",
+        ),
+        ("prune model --sweep --eval short.jsonl", "--eval short.jsonl has "),
+        ("prune model --out new --method wanda --calibration corpus.jsonl --length 0", "--length must be at least 2"),
+        ("prune model --out new --method wanda --calibration corpus.jsonl --samples 0", "--samples must be at least 1"),
         ("fit broken.jsonl", "broken.jsonl, line 2: not JSON"),
         ("fit points.csv --scale tokens=nan", "--scale takes name=number, got 'tokens=nan'"),
         ("fit points.csv --plot points.csv/fit.png", "cannot write into points.csv"),

@@ -98,6 +98,10 @@ def test_a_schedule_that_is_slower_says_so(workplace: Path) -> None:
         (("redundancy", "MODEL", "PHOTOS", "--out", "x.txt"), ".json or .csv"),
         (("redundancy", "MODEL", "PHOTOS", "--keeps", "half"), "'half' is no number"),
         (("redundancy", "MODEL", "PHOTOS", "--selectors", "chance"), "unknown selector"),
+        (
+            ("redundancy", "MODEL", "PHOTOS", "--keeps", "2"),
+            "'random(step=input, keep=2.0)': keep must be",
+        ),
         (("prune", "MODEL", "--schedule", "vtw(layer=9)", "--out", "NEW"), "layer 9 of a model with 2"),
         (("prune", "MODEL", "--schedule", "random(step=99)", "--out", "NEW"), "never fires"),
         (("prune", "MODEL", "--schedule", "random", "--out", "MODEL"), "not an empty folder"),

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from lossmith import __version__
+from lossmith.cli.sentences import say
 from lossmith.errors import InputError, is_disk_full
 
 app = typer.Typer(
@@ -46,7 +47,7 @@ def main() -> None:
         # Once a command runs, typer makes this exit code of Ctrl-C.
         if isinstance(ended, SystemExit) and ended.code != 130:
             raise
-        print(f"\nlossmith: {_stopped(sys.argv[1:])}", file=sys.stderr)
+        say(f"\nlossmith: {_stopped(sys.argv[1:])}", err=True)
         sys.exit(130)
     except BrokenPipeError:
         # The reader of a pipe (head, less) has gone.
@@ -93,7 +94,7 @@ def _stopped(arguments: list[str]) -> str:
 
 def _fail(sentence: str) -> None:
     if int(os.environ.get("RANK", "0")) == 0:
-        print(f"lossmith: {sentence}", file=sys.stderr)
+        say(f"lossmith: {sentence}", err=True)
     sys.exit(2)
 
 

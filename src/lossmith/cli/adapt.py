@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lossmith.cli import app, checks
+from lossmith.cli.sentences import say
 
 if TYPE_CHECKING:
     from lossmith.data.questions import Question
@@ -107,14 +108,14 @@ def adapt(
     adapted.save_pretrained(out)  # type: ignore[operator]
     corpus.tokenizer.save_pretrained(str(out))
     report = {**dataclasses.asdict(found), "model": model, "data": data, "general_data": general, "replay": replay}
-    typer.echo(found.summary())
-    typer.echo(f"{found.steps} steps, {found.tokens:,} tokens, {found.trainable:,} parameters trained")
+    say(found.summary())
+    say(f"{found.steps} steps, {found.tokens:,} tokens, {found.trainable:,} parameters trained")
     if before is not None and after is not None:
-        typer.echo(after.summary(before))
+        say(after.summary(before))
         shown = {m: {"before": before.score(m), "after": after.score(m)} for m in after.values}
         report["questions"] = {m: {**v, "difference": after.interval(m, before)} for m, v in shown.items()}
     write_json(out / "adaptation.json", report)
-    typer.echo(f"model: {out}")
+    say(f"model: {out}")
 
 
 def _prepared(
@@ -193,12 +194,12 @@ def questions(
 
     def watch(seen: int, kept: int) -> None:
         if seen % 10 == 0:
-            typer.echo(f"{seen} documents, {kept} questions", err=True)
+            say(f"{seen} documents, {kept} questions", err=True)
 
     found = generate_questions(documents, write, per_document=per_document, limit=limit, watch=watch)
     found.write(out)
-    typer.echo(found.summary())
-    typer.echo(f"questions: {out}")
+    say(found.summary())
+    say(f"questions: {out}")
 
 
 def _writer(model: str, max_new_tokens: int) -> Any:

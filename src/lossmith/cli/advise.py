@@ -12,6 +12,7 @@ import typer
 
 from lossmith.cli import app
 from lossmith.cli.fit import numbers, pairs
+from lossmith.cli.sentences import say
 from lossmith.errors import InputError
 from lossmith.files import finite_or_none
 
@@ -80,15 +81,15 @@ def advise(
         }
         typer.echo(json.dumps(finite_or_none(value), indent=2))
         return
-    typer.echo(advice.text())
+    say(advice.text())
     if cells:
         shares = sorted({cell.first for cell in cells})
-        typer.echo("\nerror on the largest model, by models fitted and share of their training (FLOPs)")
-        typer.echo("models  " + "  ".join(f"{f'first {100 * share:g}%':>18}" for share in shares))
+        say("\nerror on the largest model, by models fitted and share of their training (FLOPs)")
+        say("models  " + "  ".join(f"{f'first {100 * share:g}%':>18}" for share in shares))
         for start in range(0, len(cells), len(shares)):
             row = cells[start : start + len(shares)]
             most = max(len(cell.models) for cell in row)
             texts = ["-" if math.isnan(c.are) else f"{100 * c.are:.2g}% ({c.flops:.2g})" for c in row]
-            typer.echo(f"{most:6}  " + "  ".join(f"{text:>18}" for text in texts))
+            say(f"{most:6}  " + "  ".join(f"{text:>18}" for text in texts))
     for note in table.notes:
-        typer.echo(f"note: {note}")
+        say(f"note: {note}")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lossmith.cli import app
+from lossmith.cli.sentences import say
 
 
 @app.command()
@@ -62,7 +63,7 @@ def curate(
     settings = settings.model_copy(update={"records": records, "contamination": contamination})
 
     def watch(read: int, kept: int) -> None:
-        typer.echo(f"{read} documents read, {kept} kept", err=True)
+        say(f"{read} documents read, {kept} kept", err=True)
 
     report = curate_sources(
         sources,
@@ -72,5 +73,5 @@ def curate(
         jobs=jobs,
         watch=watch,
     )
-    typer.echo(report.summary())
-    typer.echo(f"corpus: {out}; the others: {out}.rejected.jsonl; data card: {out}.md")
+    say(report.summary())
+    say(f"corpus: {out}; the others: {out}.rejected.jsonl; data card: {out}.md")

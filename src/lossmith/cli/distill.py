@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lossmith.cli import app, checks
+from lossmith.cli.sentences import say
 
 
 @app.command()
@@ -86,14 +87,14 @@ def distill(
         max_completion=max_completion,
         dtype=dtype,
         seed=seed,
-        report=lambda line: typer.echo(line, err=True),
+        report=lambda line: say(line, err=True),
     )
     made.save_pretrained(out)
-    typer.echo(f"{len(pairs)} completions, {made.steps} steps; saved in {out}")
+    say(f"{len(pairs)} completions, {made.steps} steps; saved in {out}")
     if made.before is not None and made.after is not None:
-        typer.echo(f"loss of {len(judged)} completions: {made.before:.4f} before, {made.after:.4f} after")
+        say(f"loss of {len(judged)} completions: {made.before:.4f} before, {made.after:.4f} after")
     last = made.history[-1] if made.history else {}
     if "corrected" in last:
-        typer.echo(f"mended {last['corrected']:.0%} of the last responses")
+        say(f"mended {last['corrected']:.0%} of the last responses")
     if "kept" in last:
-        typer.echo(f"band from {last['lower']:.3f} to {last['upper']:.3f}, which holds {last['kept']:.1%} of the mass")
+        say(f"band from {last['lower']:.3f} to {last['upper']:.3f}, which holds {last['kept']:.1%} of the mass")

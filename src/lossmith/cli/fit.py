@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lossmith.cli import app, checks
+from lossmith.cli.sentences import say
 from lossmith.errors import InputError
 
 if TYPE_CHECKING:
@@ -130,10 +131,10 @@ def fit(
             shown["backtest"] = {"points": len(tested.hidden), **{name: getattr(tested, name) for name in names}}
         typer.echo(json.dumps(shown, indent=2))
         return
-    typer.echo(fitted.summary())
+    say(fitted.summary())
     if tested is not None:
-        typer.echo(tested.text())
-    typer.echo(f"fitted law: {target}{f', plot: {plot}' if plot is not None else ''}")
+        say(tested.text())
+    say(f"fitted law: {target}{f', plot: {plot}' if plot is not None else ''}")
 
 
 def _short(fitted: Fitted) -> dict[str, Any]:
@@ -174,7 +175,7 @@ def _fit_families(
         return
     names = law.names
     width = max(len(by), *(len(family) for family in found))
-    typer.echo(f"{by:{width}}  {'points':>6}  {'error':>7}  " + "  ".join(f"{name:>10}" for name in names))
+    say(f"{by:{width}}  {'points':>6}  {'error':>7}  " + "  ".join(f"{name:>10}" for name in names))
     for family, fitted in found.items():
         values = "  ".join(f"{fitted.parameters[name]:10.4g}" for name in names)
         error = abs(fitted.residuals)
@@ -183,11 +184,11 @@ def _fit_families(
             if law.objective.residual == "log"
             else (f"{sorted(error)[len(error) // 2]:.3g}")
         )
-        typer.echo(f"{family:{width}}  {len(fitted.table):6}  {median:>7}  {values}")
+        say(f"{family:{width}}  {len(fitted.table):6}  {median:>7}  {values}")
     for family, fitted in found.items():
         for warning in fitted.warnings:
-            typer.echo(f"{family}: {warning}")
-    typer.echo(f"fitted laws: {folder}/")
+            say(f"{family}: {warning}")
+    say(f"fitted laws: {folder}/")
 
 
 def build_law(text: str, objective: str | None = None, fixed: Mapping[str, float] | None = None) -> Law:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from lossmith.cli import app, checks
+from lossmith.cli.sentences import say
 
 pairs = typer.Typer(
     help="Pairs of texts (paraphrases, entailment) with any encoder and any loss.", no_args_is_help=True
@@ -82,9 +83,9 @@ def fit(
         seed=seed,
     ).fit(rows)
     classifier.save_pretrained(out)
-    typer.echo(f"{len(rows)} pairs, {classifier.steps_} steps; saved in {out}")
+    say(f"{len(rows)} pairs, {classifier.steps_} steps; saved in {out}")
     if judged is not None:
-        typer.echo(classifier.evaluate(judged).summary())
+        say(classifier.evaluate(judged).summary())
 
 
 @pairs.command()
@@ -128,7 +129,10 @@ def evaluate(
 
     rows = read_pairs(data, first=first, second=second, label=label)
     scores = _load(classifier).evaluate(rows)  # type: ignore[attr-defined]
-    typer.echo(json.dumps(dataclasses.asdict(scores)) if as_json else scores.summary())
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(scores)))
+    else:
+        say(scores.summary())
 
 
 def _load(classifier: str) -> object:

@@ -13,6 +13,7 @@ import typer
 
 from lossmith.cli import app, checks
 from lossmith.cli.fit import pairs
+from lossmith.cli.sentences import say
 from lossmith.errors import InputError
 from lossmith.files import check_file_place
 
@@ -71,13 +72,13 @@ def predict(
         typer.echo(json.dumps(rows, indent=2))
         return
     limits = "" if rows[0]["low"] is None else f"   {100 * level:g}% limits"
-    typer.echo(f"{'loss':>10}{limits}   at")
+    say(f"{'loss':>10}{limits}   at")
     shown = rows if len(rows) <= 24 else [rows[round(i * (len(rows) - 1) / 19)] for i in range(20)]
     for row in shown:
         span = "" if row["low"] is None else f"  {row['low']:.4f} to {row['high']:.4f}"
-        typer.echo(f"{row['loss']:10.4f}{span}   {row['at']}")
+        say(f"{row['loss']:10.4f}{span}   {row['at']}")
     if len(shown) < len(rows):
-        typer.echo(
+        say(
             f"{len(shown)} of {len(rows)} values shown{f'; all are in {out}' if out else '; --out FILE.csv writes all'}"
         )
 
@@ -149,7 +150,7 @@ def plan(
 
         typer.echo(json.dumps(finite_or_none(dataclasses.asdict(found)), indent=2))
         return
-    typer.echo(found.text())
+    say(found.text())
 
 
 def _plot_plan(law: Fitted, found: Any, path: Path) -> None:
@@ -209,7 +210,7 @@ def _say_where(fitted: Fitted, inputs: dict[str, Any], points: int) -> None:
     total = len(made.values(inputs.get("steps")))
     inputs.setdefault("at", np.unique(np.linspace(total / points, total, points).round().clip(1)))
     for caution in cautions(fitted, [made], inputs.get("steps")):
-        typer.echo(f"caution: {caution}", err=True)
+        say(f"caution: {caution}", err=True)
 
 
 def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from lossmith.cli.score import ScoreProgress, load_scorers, named_models
+from lossmith.cli.sentences import say
 from lossmith.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
@@ -136,7 +135,7 @@ def _seed_documents(corpus: str, fields: dict[str, Any], folder: Path, options: 
         return _Seeds(str(options.seed_corpus), fields)
     with path.open(encoding="utf-8") as stream:
         held = frozenset(int(json.loads(line)["index"]) for line in stream)
-    typer.echo(f"{len(held)} seed documents, held out of the selection: {path}")
+    say(f"{len(held)} seed documents, held out of the selection: {path}")
     return _Seeds(str(path), {"text_field": "text", "domain_field": "domain"}, held)
 
 
@@ -150,7 +149,7 @@ def _classifier(seeds: _Seeds, fields: dict[str, Any], folder: Path, options: Pr
     documents = list(read_corpus(seeds.source, **seeds.fields))
     names, nats, ability = _losses_and_abilities(seeds, documents, fields, folder, options)
     order = np.argsort(-ability, kind="stable")
-    typer.echo("models, the best first: " + ", ".join(f"{names[i]} ({ability[i]:.4g})" for i in order))
+    say("models, the best first: " + ", ".join(f"{names[i]} ({ability[i]:.4g})" for i in order))
     try:
         strength = predictive_strength(nats, ability)
     except ValueError as error:
@@ -159,12 +158,12 @@ def _classifier(seeds: _Seeds, fields: dict[str, Any], folder: Path, options: Pr
         warnings.simplefilter("always")
         labels = strength_labels(strength, positives=options.positives, seed=options.seed)
     for warning in caught:
-        typer.echo(f"note: {warning.message}", err=True)
+        say(f"note: {warning.message}", err=True)
     histogram = ", ".join(f"{level:.2f}: {count}" for level, count in labels.histogram.items())
-    typer.echo(f"seed documents by predictive strength: {histogram}")
+    say(f"seed documents by predictive strength: {histogram}")
     if labels.missing:
-        typer.echo(f"{labels.missing} seed documents have no finite loss under some model and were left out")
-    typer.echo(f"{len(labels.positives)} positives, {len(labels.negatives)} negatives")
+        say(f"{labels.missing} seed documents have no finite loss under some model and were left out")
+    say(f"{len(labels.positives)} positives, {len(labels.negatives)} negatives")
     texts = [document.text for document in documents]
     positives, negatives = ([texts[i] for i in some] for some in (labels.positives, labels.negatives))
     classifier = DocumentClassifier.fit(positives, negatives, epochs=options.epochs, seed=options.seed)
@@ -182,7 +181,7 @@ def _classifier(seeds: _Seeds, fields: dict[str, Any], folder: Path, options: Pr
         "words_against": words[::-1][:30],
     }
     write_json(folder / "report.json", report)
-    typer.echo(f"classifier: {folder / 'classifier.bin'}; what it goes by: {folder / 'report.json'}")
+    say(f"classifier: {folder / 'classifier.bin'}; what it goes by: {folder / 'report.json'}")
     return classifier
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from lossmith.cli import app
+from lossmith.cli.sentences import say
 from lossmith.errors import InputError
 from lossmith.files import check_file_place
 
@@ -20,7 +21,10 @@ def probe(
         str, typer.Option(help="flatness, geometry, gradient-variance or superposition; or name(option=value).")
     ] = "superposition",
     data: Annotated[
-        str | None, typer.Option(help="Text to probe the model on, where the probe takes some.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Text to probe the model on, where the probe takes some; default: Python's own.", show_default=False
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file for everything measured.", show_default=False)] = None,
     plot: Annotated[Path | None, typer.Option(help="Picture: a .png, .svg or .pdf file.", show_default=False)] = None,
@@ -53,6 +57,8 @@ def probe(
             raise InputError(f"probe {what} needs text: --data PATH")
         if data is not None:
             arguments["data"] = data
+        else:
+            say(f"without --data {name.strip()} is measured on Python's own text", err=True)
     elif data is not None:
         raise InputError(f"probe {what} takes no --data: it looks at the model alone")
     report = _measured(measure, model, arguments, takes_progress="progress" in parameters, quiet=as_json)
@@ -63,10 +69,10 @@ def probe(
     if as_json:
         typer.echo(report.to_json().rstrip("\n"))
         return
-    typer.echo(report.summary())
+    say(report.summary())
     for kind, path in (("report", out), ("plot", plot)):
         if path is not None:
-            typer.echo(f"{kind}: {path}")
+            say(f"{kind}: {path}")
 
 
 def _measured(measure: Any, model: str, arguments: dict[str, Any], *, takes_progress: bool, quiet: bool) -> Any:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from lossmith.cli import app, checks, prune_ending
+from lossmith.cli.sentences import say
 from lossmith.errors import InputError
 
 # How a method is called in lossmith.sparsity. ``nm`` takes its pattern from --pattern.
@@ -19,6 +20,8 @@ METHODS = {"magnitude": "magnitude", "uniform": "uniform", "nm": None, "random":
 CALIBRATED = ("d-pruner", "sparsegpt", "wanda")
 # Those that need no more than a block of the model at a time.
 BLOCKWISE = ("sparsegpt", "wanda")
+# The loss of fewer tokens says more of the words than of the weights.
+_LEAST_TOKENS = 32
 
 
 @app.command()
@@ -53,9 +56,15 @@ def prune(
     text_field: Annotated[
         str, typer.Option(help="Of --calibration and --general: column that holds the text.")
     ] = "text",
-    samples: Annotated[int, typer.Option(help="Rows of text whose layers' inputs are looked at.")] = 128,
+    samples: Annotated[
+        int, typer.Option(help="Rows of text whose layers' inputs are looked at.", callback=checks.at_least(1))
+    ] = 128,
     length: Annotated[
-        int, typer.Option(help="Tokens of such a row, at most what the model reads; of a domain text at most 1024.")
+        int,
+        typer.Option(
+            help="Tokens of such a row, at most what the model reads; of a domain text at most 1024.",
+            callback=checks.at_least(2),
+        ),
     ] = 2048,
     seed: Annotated[int, typer.Option(help="Which rows.", callback=checks.seed)] = 0,
     sweep: Annotated[bool, typer.Option("--sweep", help="Measure the loss at every sparsity of --grid.")] = False,
@@ -148,7 +157,7 @@ def prune(
         raise
     except ValueError as error:
         raise InputError(str(error)) from None
-    typer.echo(report.summary())
+    say(report.summary())
     prune_ending.finish(model, out, compact=compact, measure=measure, data=data, texts=texts, max_length=max_length)
 
 
@@ -195,9 +204,7 @@ def _calibrated(
         nonlocal last
         if (now := time.monotonic()) - last > 30:
             last = now
-            typer.echo(
-                f"domain: step {done} of {steps}, about {(now - started) / done * (steps - done):.0f} s left", err=True
-            )
+            say(f"domain: step {done} of {steps}, about {(now - started) / done * (steps - done):.0f} s left", err=True)
 
     try:
         if blockwise:
@@ -205,8 +212,8 @@ def _calibrated(
             report = prune_language_model_blockwise(
                 model, out, sparsity, method=method, calibration=calibration, **options
             )
-            typer.echo(report.summary())
-            typer.echo("perplexity not measured: the model is never in memory as a whole")
+            say(report.summary())
+            say("perplexity not measured: the model is never in memory as a whole")
             return
         found = prune_language_model(
             model, out, sparsity, method=method, calibration=calibration, general=general, progress=progress, **options
@@ -217,13 +224,11 @@ def _calibrated(
         if isinstance(error, RuntimeError) and type(error).__name__ != "LinAlgError":
             raise
         raise InputError(str(error)) from None
-    typer.echo(found.report.summary())
+    say(found.report.summary())
     if found.cut:
-        typer.echo(
-            f"{found.cut} domain texts are longer than the model or D-Pruner's limit reads; their ends were left out"
-        )
+        say(f"{found.cut} domain texts are longer than the model or D-Pruner's limit reads; their ends were left out")
     for quality in found.quality:
-        typer.echo(quality.summary())
+        say(quality.summary())
 
 
 def _sweep(
@@ -253,6 +258,11 @@ def _sweep(
     loaded, tokenizer = load_causal_model(model)
     limit = min(max_length, getattr(loaded.config, "max_position_embeddings", None) or max_length)
     evaluate = text_evaluation(data, tokenizer, texts=texts, max_length=limit)
+    if evaluate.tokens < _LEAST_TOKENS:
+        raise InputError(
+            f"--eval {data} has {evaluate.tokens} tokens to predict; at least {_LEAST_TOKENS} are needed to tell what "
+            "goes for free"
+        )
     curve = essential_sparsity(
         loaded,
         evaluate,
@@ -265,15 +275,15 @@ def _sweep(
         absolute=True,
         lower_is_better=True,
     )
-    typer.echo(f"{method}, {len(evaluate.rows)} texts, {evaluate.tokens:,} tokens; score: minus the loss in nats")
-    typer.echo(curve.summary())
-    typer.echo(f"allowed: perplexity up by {tolerance:.2%}")
+    say(f"{method}, {len(evaluate.rows)} texts, {evaluate.tokens:,} tokens; score: minus the loss in nats")
+    say(curve.summary())
+    say(f"allowed: perplexity up by {tolerance:.2%}")
     if out is not None:
         write_json(out, {"model": model, "eval": data, **json.loads(json.dumps(curve.to_dict()))})
-        typer.echo(f"curve: {out}")
+        say(f"curve: {out}")
     if plot is not None:
         curve.plot(plot)
-        typer.echo(f"plot: {plot}")
+        say(f"plot: {plot}")
 
 
 def _grid(text: str) -> tuple[float, ...]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import typer
-
+from lossmith.cli.sentences import say
 from lossmith.errors import InputError
 
 
@@ -33,17 +32,17 @@ def finish(
     With ``texts=0`` the loss is left out.
     """
     if compact:
-        typer.echo(_make_compact(out))
+        say(_make_compact(out))
     if measure:
         try:
-            typer.echo(_measured(model, out, data, texts, max_length))
+            say(_measured(model, out, data, texts, max_length))
         except InputError as error:
             # The pruned model is there.
             reason = str(error)
-            typer.echo(reason if reason.startswith("not measured") else f"not measured: {reason}")
+            say(reason if reason.startswith("not measured") else f"not measured: {reason}")
     if not compact:
-        typer.echo("the file holds its zeros: --compact leaves them out, and --expand puts them back")
-    typer.echo(f"model: {out}")
+        say("the file holds its zeros: --compact leaves them out, and --expand puts them back")
+    say(f"model: {out}")
 
 
 def expand(folder: str, out: Path | None) -> None:
@@ -52,7 +51,7 @@ def expand(folder: str, out: Path | None) -> None:
 
     if out is None:
         raise InputError("--out FOLDER says where the plain model goes")
-    typer.echo(f"model: {expand_compact(folder, out)}")
+    say(f"model: {expand_compact(folder, out)}")
 
 
 def _make_compact(out: Path) -> str:

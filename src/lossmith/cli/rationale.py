@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lossmith.cli import app, checks
+from lossmith.cli.sentences import say
 
 if TYPE_CHECKING:
     from lossmith.tasks.text import RationaleStudent
@@ -54,12 +55,12 @@ def sample(
     part = out.with_name(out.name + ".part")
 
     def watch(done: int, number: int) -> None:
-        typer.echo(f"{done}/{number} questions", err=True)
+        say(f"{done}/{number} questions", err=True)
 
     answered = sample_rationales(model, rows, samples=samples, temperature=temperature, cache=part, watch=watch)
     write_rationales(out, answered)
     part.unlink(missing_ok=True)
-    typer.echo(f"{sum(len(r.samples) for r in answered)} rationales for {len(answered)} questions; saved in {out}")
+    say(f"{sum(len(r.samples) for r in answered)} rationales for {len(answered)} questions; saved in {out}")
 
 
 @rationale.command()
@@ -85,7 +86,7 @@ def vote(
     if out is not None:
         lines = (json.dumps(dataclasses.asdict(e), ensure_ascii=False) + "\n" for e in built.examples)
         write_text(out, "".join(lines))
-    typer.echo(built.summary())
+    say(built.summary())
 
 
 @rationale.command()
@@ -153,9 +154,9 @@ def fit(
         # Options out of range are the user's mistake here.
         raise InputError(str(error)) from None
     made.save_pretrained(out)
-    typer.echo(f"{made.rationales_.summary()}; {made.steps_} steps; saved in {out}")
+    say(f"{made.rationales_.summary()}; {made.steps_} steps; saved in {out}")
     if judged is not None:
-        typer.echo(made.evaluate(judged).summary())
+        say(made.evaluate(judged).summary())
 
 
 @rationale.command()
@@ -200,7 +201,10 @@ def evaluate(
     import dataclasses
 
     scores = _load(student).evaluate(_questions(test), answers=answers)  # type: ignore[arg-type]
-    typer.echo(json.dumps(dataclasses.asdict(scores)) if as_json else scores.summary())
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(scores)))
+    else:
+        say(scores.summary())
 
 
 def _questions(path: Path) -> Any:

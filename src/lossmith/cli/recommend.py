@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lossmith.cli import app, checks
+from lossmith.cli.sentences import say
 
 recommend = typer.Typer(
     help="Recommendations from implicit feedback (clicks, plays), part of which may be noise.", no_args_is_help=True
@@ -77,14 +78,14 @@ def fit(
     table, judged = read_parts(
         train, test=test, layout=layout, user=user_col, item=item_col, count=count_col, least=least
     )
-    typer.echo(table.summary())
+    say(table.summary())
     held = noisy = None
     if validation:
         table, held, _ = split_interactions(table, train=1 - validation, test=0.0, least=1, seed=seed)
     if inject_noise:
         others = judged.renamed(table) if judged is not None else None
         table, noisy = noised(table, inject_noise, exclude=others, seed=seed)
-        typer.echo(f"{int(noisy.sum())} false interactions added")
+        say(f"{int(noisy.sum())} false interactions added")
     recommender = Recommender(
         backbone,
         loss=loss,
@@ -101,17 +102,17 @@ def fit(
     except NonFiniteLossError as error:
         raise InputError(f"{error}; choose a smaller --learning-rate than {learning_rate:g}") from None
     recommender.save_pretrained(out)
-    typer.echo(f"{recommender.steps_} steps; saved in {out}")
+    say(f"{recommender.steps_} steps; saved in {out}")
     if noisy is not None:
         losses = recommender.interaction_losses()
         share = recommender.drawn_[noisy].sum() / recommender.drawn_.sum()
-        typer.echo(
+        say(
             f"false interactions: {noisy.mean():.1%} of the table, {share:.1%} of training; told by their loss with "
             f"AUC {noise_auc(losses.loss, noisy):.3f} over all, {noise_auc(losses.loss, noisy, table.rows):.3f} "
             "within users"
         )
     if judged is not None:
-        typer.echo(recommender.evaluate(judged, k or (20, 50), exclude=held).summary())
+        say(recommender.evaluate(judged, k or (20, 50), exclude=held).summary())
 
 
 @recommend.command()
@@ -132,7 +133,7 @@ def predict(
     check_ending(out)
     found = Recommender.from_pretrained(recommender).recommend(user, k, exclude_seen=not with_seen)
     write_recommendations(out, found)
-    typer.echo(f"{len(found)} recommendations for {found.user.nunique()} users written to {out}")
+    say(f"{len(found)} recommendations for {found.user.nunique()} users written to {out}")
 
 
 @recommend.command()
@@ -150,7 +151,7 @@ def suspects(
     check_ending(out)
     found = Recommender.from_pretrained(recommender).interaction_losses().drop(columns="drawn")
     write_recommendations(out, found.sort_values("suspicion", ascending=False, kind="stable"))
-    typer.echo(f"{len(found)} interactions written to {out}, the most suspicious first")
+    say(f"{len(found)} interactions written to {out}, the most suspicious first")
 
 
 @recommend.command()
@@ -178,4 +179,7 @@ def evaluate(
 
     judged = read_interactions(test, layout=layout, user=user_col, item=item_col, count=count_col, least=least)
     scores = Recommender.from_pretrained(recommender).evaluate(judged, k or (20, 50), ndcg=ndcg)  # type: ignore[arg-type]
-    typer.echo(json.dumps(dataclasses.asdict(scores)) if as_json else scores.summary())
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(scores)))
+    else:
+        say(scores.summary())

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lossmith.cli import app
+from lossmith.cli.sentences import say
 from lossmith.errors import InputError, did_you_mean
 from lossmith.files import check_file_place
 
@@ -114,10 +115,10 @@ def score(
             finished = [future.result() for future in waiting]
         done, scored = max(finished, key=lambda one: one.complete), sum(one.scored for one in finished)
     seconds = time.monotonic() - started
-    typer.echo(f"{done.documents} documents, {scored} scored now in {seconds:.1f} s")
+    say(f"{done.documents} documents, {scored} scored now in {seconds:.1f} s")
     if done.rejected:
-        typer.echo(f"{done.rejected} without a finite loss: {out}.rejected.jsonl")
-    typer.echo(f"table: {out}" if done.complete else f"the table is written when all shards are done: {out}.partial")
+        say(f"{done.rejected} without a finite loss: {out}.rejected.jsonl")
+    say(f"table: {out}" if done.complete else f"the table is written when all shards are done: {out}.partial")
 
 
 def _score(
@@ -184,6 +185,7 @@ def load_scorers(models: dict[str, str], loading: dict[str, Any]) -> dict[str, S
             vocab_size=len(tokenizer),
             sequence_length=loading["max_length"] or 2,
             dtype=loading["dtype"],
+            length_option="--max-length",
         )
         if loading["device"] == "auto" and torch.cuda.is_available():
             built = built.cuda()

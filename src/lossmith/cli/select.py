@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lossmith.cli import app, checks
+from lossmith.cli.sentences import say
 from lossmith.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
@@ -146,17 +147,15 @@ def select(
     lengths = None if characters is None else characters[usable]
     chosen = usable[_lowest(values[usable], lengths, number, share, tau, batch)]
     done = write_selection(corpus, chosen, out, scores=values, hashes=hashes, **fields)
-    typer.echo(f"kept {done.kept} of {done.candidates} documents; highest score kept: {values[chosen].max():.4f}")
+    say(f"kept {done.kept} of {done.candidates} documents; highest score kept: {values[chosen].max():.4f}")
     if len(usable) < len(values):
-        typer.echo(
-            f"{len(values) - len(usable)} documents have no finite score, or were held out, and were not considered"
-        )
+        say(f"{len(values) - len(usable)} documents have no finite score, or were held out, and were not considered")
     quantiles = ", ".join(f"{q:.4f}" for q in np.quantile(values[usable], [0, 0.25, 0.5, 0.75, 1]))
-    typer.echo(f"scores of all, from least to most by quarters: {quantiles}")
+    say(f"scores of all, from least to most by quarters: {quantiles}")
     if len(done.domains) > 1:
         for name, (kept, there) in done.domains.items():
-            typer.echo(f"  {name or '(no domain)'}: {kept} of {there}")
-    typer.echo(f"documents: {out}")
+            say(f"  {name or '(no domain)'}: {kept} of {there}")
+    say(f"documents: {out}")
 
 
 def _lowest(

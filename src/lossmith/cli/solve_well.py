@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lossmith.cli import app, checks
+from lossmith.cli.sentences import say
 
 if TYPE_CHECKING:
     from lossmith.tasks.physics import Potential
@@ -58,7 +59,7 @@ def solve_well(
     """
     import json
 
-    from lossmith.files import replacing
+    from lossmith.files import write_picture
     from lossmith.tasks.physics import solve_schrodinger
 
     potential = _potential(kind, source, interval, states, depth=depth, height=height, width=width)
@@ -76,19 +77,16 @@ def solve_well(
     picture = None
     if plot:
         picture = (out or Path()) / f"solve-well-{kind}.png"
-        with replacing(picture) as temporary:
-            levels.plot().savefig(temporary, format="png", dpi=150)
+        write_picture(levels.plot(), picture)
     if as_json:
         typer.echo(
             json.dumps(levels.to_dict() | ({"plot": str(picture)} if picture else {}), allow_nan=False, indent=1)
         )
         return
-    typer.echo(levels.summary())
-    typer.echo(
-        "A classical solver takes milliseconds for this; the network is here to show what a residual loss can do."
-    )
+    say(levels.summary())
+    say("A classical solver takes milliseconds for this; the network is here to show what a residual loss can do.")
     if picture is not None:
-        typer.echo(f"plot: {picture}")
+        say(f"plot: {picture}")
 
 
 def _potential(

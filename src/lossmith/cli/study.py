@@ -101,9 +101,16 @@ def study(
     )
     if card is not None:
         words = " ".join(["lossmith study", chosen.slug, f"--scale {scale}", *(["--data", data] if data else [])])
-        heading = f"Written by `{words} --card {card}`; {environment_line(comparison.environment)}."
+        heading = f"Written by `{words} --card {_from_here(card)}`; {environment_line(comparison.environment)}."
         write_measured(card, f"{heading}\n\n{summarise(comparison).to_markdown()}", data)
     finish_report(comparison, out, Console())
+
+
+def _from_here(path: Path) -> str:
+    """The path as seen from the current folder where it lies below: a card is read on other machines, too."""
+    here = Path.cwd().resolve()
+    place = path.resolve()
+    return (place.relative_to(here) if place.is_relative_to(here) else path).as_posix()
 
 
 def environment_line(environment: Any) -> str:

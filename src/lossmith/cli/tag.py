@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lossmith.cli import app, checks
+from lossmith.cli.sentences import say
 
 tag = typer.Typer(help="Token tagging (named entities) with any encoder and any loss.", no_args_is_help=True)
 app.add_typer(tag, name="tag")
@@ -67,9 +68,9 @@ def fit(
         seed=seed,
     ).fit(sentences)
     tagger.save_pretrained(out)
-    typer.echo(f"{len(sentences)} sentences, {tagger.steps_} steps; saved in {out}")
+    say(f"{len(sentences)} sentences, {tagger.steps_} steps; saved in {out}")
     if judged is not None:
-        typer.echo(tagger.evaluate(judged).summary())
+        say(tagger.evaluate(judged).summary())
 
 
 @tag.command()
@@ -117,7 +118,10 @@ def evaluate(
     from lossmith.tasks.text import read_conll
 
     scores = _load(tagger).evaluate(read_conll(data))  # type: ignore[attr-defined]
-    typer.echo(json.dumps(dataclasses.asdict(scores)) if as_json else scores.summary())
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(scores)))
+    else:
+        say(scores.summary())
 
 
 def _load(tagger: str) -> object:

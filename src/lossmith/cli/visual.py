@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lossmith.cli import app, checks
+from lossmith.cli.sentences import say
 from lossmith.errors import InputError
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def fit(
     )
     rows = _drawn_for_training(questions, steps * batch_size) or _read(questions)
     answerer.fit(rows).save_pretrained(out)
-    typer.echo(f"{len(rows)} questions, {answerer.steps_} steps; saved in {out}")
+    say(f"{len(rows)} questions, {answerer.steps_} steps; saved in {out}")
 
 
 @visual.command()
@@ -125,9 +126,9 @@ def answer(
         write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     else:
         for line in lines[:20]:
-            typer.echo(f"{line['prompt']} -> {line['answer']}")
+            say(f"{line['prompt']} -> {line['answer']}")
     if not unlabelled:
-        typer.echo(answerer.evaluate(rows, prune=schedule).summary())
+        say(answerer.evaluate(rows, prune=schedule).summary())
 
 
 @visual.command()
@@ -176,16 +177,16 @@ def redundancy(
         keep_positions=keep_positions,
         tolerance=tolerance,
     )
-    typer.echo(report.summary())
+    say(report.summary())
     if out is not None:
         if out.suffix.lower() == ".csv":
             write_text(out, report.to_frame().to_csv(index=False))
         else:
             report.to_json(out)
-        typer.echo(f"report: {out}")
+        say(f"report: {out}")
     if plot is not None:
         report.plot(plot)
-        typer.echo(f"plot: {plot}")
+        say(f"plot: {plot}")
 
 
 @visual.command()
@@ -216,15 +217,15 @@ def prune(
     except ValueError as error:
         raise InputError(f"--schedule {schedule}: {error} (answers of {length} tokens)") from None
     answerer.save_pretrained(out)
-    typer.echo(f"{chosen or 'no pruning'}: {ratio:.3f} of the multiply-adds of the longest answer; saved in {out}")
+    say(f"{chosen or 'no pruning'}: {ratio:.3f} of the multiply-adds of the longest answer; saved in {out}")
     if chosen is None:
         return
     times = answerer.time_ratio(chosen)
     slower = ": slower than the full model" if times > 1 else ""
-    typer.echo(f"measured here: files 1.00x (the weights stay), time of one answer {times:.2f}x{slower}")
+    say(f"measured here: files 1.00x (the weights stay), time of one answer {times:.2f}x{slower}")
     if rows and (points := (report := answerer.redundancy(rows, selectors=(), schedules=[chosen])).points):
         point = points[0]
-        typer.echo(
+        say(
             f"right tokens {report.accuracy:.3f} -> {point.accuracy:.3f}, change {point.change:+.3f} "
             f"[{point.low:+.3f}, {point.high:+.3f}] over {report.questions} questions"
         )

@@ -57,18 +57,20 @@ class Alternatives:
     def text(self) -> str:
         """A table, for people."""
         limits = np.isfinite(self.ranked[0].low)
-        head = f"{'loss':>8}"
+        head = f"{'loss':>6}"
         if limits:
-            head += f"  {f'{100 * self.level:g}% limits':^18}"
-        lines = [f"{head}  {'above the best':^26}  {'params':>9} {'tokens':>9} {'FLOPs':>9}"]
+            head += f"  {f'{100 * self.level:g}% limits':^16}"
+        # Within 80 columns.
+        wide = 26 if limits else 14
+        lines = [f"{head}  {'above the best':^{wide}}  {'params':>8} {'tokens':>8} {'FLOPs':>8}"]
         for one in self.ranked:
-            line = f"{one.loss:8.4f}"
+            line = f"{one.loss:6.4f}"
             if limits:
-                line += f"  {one.low:.4f} to {one.high:.4f}  "
+                line += f"  [{one.low:.4f}, {one.high:.4f}]"
             more = "" if one is self.ranked[0] else f"{one.above:+.4f}"
             if limits and more:
-                more += f" ({one.above_low:+.4f} to {one.above_high:+.4f})"
-            lines.append(f"{line}  {more:26}  {one.params:9.3g} {one.tokens:9.3g} {one.flops:9.3g}")
+                more += f" [{one.above_low:+.4f}, {one.above_high:+.4f}]"
+            lines.append(f"{line}  {more:{wide}}  {one.params:8.3g} {one.tokens:8.3g} {one.flops:8.3g}")
         return "\n".join(lines)
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _SHARES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9)
 _SHAPES = ("linear", "1-sqrt")
+# Of the table for people.
+_WIDTH = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +61,18 @@ class SchedulePlan:
         """A table, for people."""
         limits = any(np.isfinite(c.low) for c in self.candidates)
         lines = [f"predicted loss after {self.steps} steps{f', {100 * self.level:g}% limits' if limits else ''}"]
+        rows = []
         for c in self.candidates:
-            span = f"  {c.low:.4f} to {c.high:.4f}" if limits else ""
-            more = "  best" + " " * 26 if c is self.candidates[0] else f"  {c.above:+.4f}"
+            span = f"  [{c.low:.4f}, {c.high:.4f}]" if limits else ""
+            more = "best" if c is self.candidates[0] else f"{c.above:+.4f}"
             if limits and c is not self.candidates[0]:
-                more += f" ({c.above_low:+.4f} to {c.above_high:+.4f})"
-            lines.append(f"{c.loss:10.4f}{span}{more:32}  {c.schedule}")
+                more += f" [{c.above_low:+.4f}, {c.above_high:+.4f}]"
+            rows.append((f"{c.loss:10.4f}{span}  {more}", c.schedule))
+        wide = max(len(numbers) for numbers, _ in rows)
+        if wide + 2 + max(len(name) for _, name in rows) <= _WIDTH:
+            lines += [f"{numbers:{wide}}  {name}" for numbers, name in rows]
+        else:
+            lines += [line for numbers, name in rows for line in (name, numbers)]
         return "\n".join([*lines, *(f"  caution: {caution}" for caution in self.cautions)])
 
 

@@ -110,22 +110,21 @@ class RedundancyReport:
         raise KeyError(f"no schedule {wanted}; there are {', '.join(p.schedule for p in self.points)}")
 
     def summary(self) -> str:
-        """A line for the full model and one for each schedule, cheapest last."""
-        wide = max([8, *(len(p.schedule) for p in self.points)])
+        """A line for the full model and two for each schedule, cheapest last."""
         lines = [
             f"full: {self.accuracy:.3f} of the tokens right, {self.exact:.3f} of the answers; {self.questions} "
             f"questions, {self.visual} visual tokens",
-            f"{'schedule':{wide}} {'FLOPs':>6} {'time':>6} {'right':>6} {'change':>7} {'95 % interval':>16} "
-            f"{'mixture':>8}",
+            # A schedule's numbers stand below its name: beside it they are wider than 80 columns.
+            f"schedule\n{'FLOPs':>7} {'time':>6} {'right':>6} {'change':>7} {'95 % interval':>16} {'mixture':>8}",
         ]
         for p in sorted(self.points, key=lambda p: -p.flops):
             mixture = f"{p.mixture:8.3f}" if math.isfinite(p.mixture) else " " * 7 + "-"
             mark = "  redundant" if p.redundant else ""
-            mark += "  dearer than the full model" if p.flops > 1 else ""
-            lines.append(
-                f"{p.schedule:{wide}} {p.flops:6.3f} {p.seconds:6.2f} {p.accuracy:6.3f} {p.change:+7.3f} "
-                f"[{p.low:+.3f}, {p.high:+.3f}] {mixture}{mark}"
-            )
+            lines += [
+                p.schedule + ("  dearer than the full model" if p.flops > 1 else ""),
+                f"{p.flops:7.3f} {p.seconds:6.2f} {p.accuracy:6.3f} {p.change:+7.3f} "
+                f"[{p.low:+.3f}, {p.high:+.3f}] {mixture}{mark}",
+            ]
         lines += [f"left out: {reason}" for reason in self.skipped]
         return "\n".join(lines)
 

@@ -154,7 +154,10 @@ def test_every_metric_is_measured_and_compared_with_the_model_before(model: Any,
     assert scores.interval("perplexity", scores) == (0.0, 0.0)
     low, high = scores.interval("judge")
     assert low < scores.score("judge") <= high
-    assert "difference [+0.0000, +0.0000]" in scores.summary(scores)
+    shown = scores.summary(scores).splitlines()
+    assert "before  difference, 95% interval" in shown[1]
+    assert all(line.endswith("[+0, +0]") for line in shown[2 : 2 + len(scores.values)])
+    assert max(map(len, shown[: 2 + len(scores.values)])) <= 80
     assert "1 verdicts of the judge were neither" in scores.summary()
     fewer = evaluate_questions(model, tokenizer, QUESTIONS, metrics=("perplexity",), number=2, seed=3)
     assert len(fewer.questions) == 2

@@ -120,13 +120,13 @@ class Levels:
         lines = [
             f"{self.potential.name} on [{self.potential.interval[0]:.6g}, {self.potential.interval[1]:.6g}], "
             f"{self.seconds:.2f} s, {self.history[-1].step if self.history else 0} steps",
-            f"{'n':>3} {'energy':>16} {'error at most':>14} {found.method:>20} {'difference':>11} {'overlap':>9}"
-            f" {'nodes':>6}",
+            f"{'n':>3} {'energy':>15} {'error at most':>13} {found.method:>20} {'difference':>10} {'overlap':>8}"
+            f" {'nodes':>5}",
         ]
         for k, energy in enumerate(self.energies):
             lines.append(
-                f"{k + 1:>3} {energy:>16.9g} {self.errors[k]:>14.2g} {found.energies[k]:>20.9g} "
-                f"{found.relative_errors[k]:>11.1e} {found.overlaps[k]:>9.6f} {self.nodes[k]:>6}"
+                f"{k + 1:>3} {energy:>15.9g} {self.errors[k]:>13.2g} {found.energies[k]:>20.9g} "
+                f"{found.relative_errors[k]:>10.1e} {found.overlaps[k]:>8.6f} {self.nodes[k]:>5}"
             )
         return "\n".join([*lines, *(f"warning: {line}" for line in self.warnings)])
 

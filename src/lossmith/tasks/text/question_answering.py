@@ -188,13 +188,16 @@ class QuestionScores:
     def summary(self, baseline: QuestionScores | None = None) -> str:
         """One line per metric with its interval; with a baseline, the difference from it."""
         lines = [f"{len(self.questions)} questions"]
+        if baseline is not None:
+            lines.append(f"  {'':<11}{'after':>8}  {'95% interval':<20}{'before':>8}  difference, 95% interval")
         for metric in self.values:
             low, high = self.interval(metric)
-            line = f"  {metric:<11}{self.score(metric):>9.4f}  [{low:.4f}, {high:.4f}]"
+            interval = f"[{low:.5g}, {high:.5g}]"
+            line = f"  {metric:<11}{self.score(metric):>8.5g}  {interval:<20}"
             if baseline is not None:
                 low, high = self.interval(metric, baseline)
-                line += f"  before {baseline.score(metric):.4f}, difference [{low:+.4f}, {high:+.4f}]"
-            lines.append(line)
+                line += f"{baseline.score(metric):>8.5g}  [{low:+.4g}, {high:+.4g}]"
+            lines.append(line.rstrip())
         if self.unparsed:
             lines.append(f"  {self.unparsed} verdicts of the judge were neither yes nor no, and count as no")
         counts = Counter(question.category for question in self.questions)
