@@ -25,6 +25,19 @@ def test_padded_tensors_are_as_written_by_hand():
     assert all(tensor.dtype == torch.int64 for tensor in batch.values())
 
 
+@pytest.mark.parametrize("collator", [PaddedCollator(99), PackedCollator()])
+def test_a_row_without_segments_is_one_segment(collator):
+    tokens = [[5, 6, 7, 8, 9], [], [3], [4, 5]]
+    bare = collator([{"input_ids": ids} for ids in tokens])
+    told = collator([{"input_ids": ids, "segments": [len(ids)]} for ids in tokens])
+    mixed = collator(
+        [{"input_ids": ids, **({"segments": [len(ids)]} if i % 2 else {})} for i, ids in enumerate(tokens)]
+    )
+    for name, tensor in told.items():
+        assert torch.equal(bare[name], tensor), name
+        assert torch.equal(mixed[name], tensor), name
+
+
 def test_packed_tensors_are_as_written_by_hand():
     batch = PackedCollator()(ROWS)
     expected = {

@@ -48,12 +48,15 @@ class PaddedCollator:
         shape = (len(parts), max((len(tokens) for tokens, _, _ in parts), default=0))
         input_ids = torch.full(shape, self.pad_token_id, dtype=torch.int64)
         labels = torch.full(shape, IGNORED, dtype=torch.int64)
-        position_ids = torch.empty(shape, dtype=torch.int64)
-        for i, (tokens, label, positions) in enumerate(parts):
+        # Right for a row of one segment, padding included.
+        position_ids = torch.arange(shape[1]).repeat(shape[0], 1)
+        for i, (row, (tokens, label, positions)) in enumerate(zip(rows, parts, strict=True)):
             length = len(tokens)
-            input_ids[i, :length], labels[i, :length], position_ids[i, :length] = tokens, label, positions
-            after = int(positions[-1]) + 1 if length else 0
-            position_ids[i, length:] = torch.arange(after, after + shape[1] - length)
+            input_ids[i, :length], labels[i, :length] = tokens, label
+            if row.get("segments") is not None:
+                after = int(positions[-1]) + 1 if length else 0
+                position_ids[i, :length] = positions
+                position_ids[i, length:] = torch.arange(after, after + shape[1] - length)
         example_ids = torch.arange(shape[0]).unsqueeze(1).repeat(1, shape[1])
         return _batch(rows, input_ids, labels, position_ids, example_ids)
 
@@ -89,7 +92,11 @@ def _example(row: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     if tokens.ndim != 1:
         raise ValueError(f"input_ids of a row must be one list of integers, got shape {tuple(tokens.shape)}")
     segments = row.get("segments")
-    lengths = torch.as_tensor([len(tokens)] if segments is None else segments, dtype=torch.int64)
+    if segments is None:
+        labels = tokens.clone()
+        labels[:1] = IGNORED
+        return tokens, labels, torch.arange(len(tokens))
+    lengths = torch.as_tensor(segments, dtype=torch.int64)
     if int(lengths.sum()) != len(tokens) or bool((lengths < 0).any()):
         raise ValueError(
             f"segments must be lengths that sum to the number of tokens ({len(tokens)}), got {lengths.tolist()}"

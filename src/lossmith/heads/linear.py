@@ -175,11 +175,16 @@ def _row_loss(
     return RowLoss(loss, options, skipped, chunk_size, product_dtype, fused)
 
 
+# Asked for several times in every step.
+_CROSS_ENTROPY = inspect.signature(losses.cross_entropy).parameters
+
+
 def _default(loss: Callable[..., Tensor], name: str) -> Any:
     try:
-        parameter = inspect.signature(loss).parameters.get(name)
+        parameters = _CROSS_ENTROPY if loss is losses.cross_entropy else inspect.signature(loss).parameters
     except (TypeError, ValueError):  # a builtin without a signature
         return None
+    parameter = parameters.get(name)
     return None if parameter is None or parameter.default is inspect.Parameter.empty else parameter.default
 
 

@@ -16,6 +16,7 @@ from lossmith.data.tokenization import encode
 from lossmith.errors import InputError
 from lossmith.training.continual import training_arguments
 from lossmith.training.objectives import NextToken
+from lossmith.training.overhead import garbage_frozen
 from lossmith.training.trainer import Trainer
 
 
@@ -80,6 +81,7 @@ def train_on_texts(
         data_collator=PaddedCollator(int(tokenizer.pad_token_id)),  # type: ignore[arg-type]
     )
     trainer.remove_callback(transformers.PrinterCallback)
-    trainer.train()
+    with garbage_frozen():
+        trainer.train()
     tokens = round(sum(len(row["input_ids"]) for row in rows) * steps * batch_size / len(rows))
     return {"tokens": float(tokens), "steps": float(steps), "flops": float(trainer.state.total_flos)}
