@@ -29,8 +29,8 @@ class Numbers:
     pad_token_id = eos_token_id = 0
     mask_token = None
 
-    def __call__(self, text: str, verbose: bool = True) -> dict[str, list[int]]:
-        return {"input_ids": [int(word) for word in text.split() if word.isdigit()]}
+    def __call__(self, texts: list[str], verbose: bool = True) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[int(word) for word in text.split() if word.isdigit()] for text in texts]}
 
 
 def main() -> None:

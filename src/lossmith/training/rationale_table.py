@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -89,12 +90,13 @@ class RationaleTable:
         self.examples, self.tokenizer = tuple(examples), tokenizer
         self.max_input_length, self.max_target_length = max_input_length, max_target_length
         self.predict, self.explain = predict, explain
-        self._prompts = [self._input(predict + e.question) for e in examples]
-        self._explains = [self._input(explain + e.question) for e in examples]
-        self._questions = [encoded(tokenizer, e.question, max_input_length) for e in examples]
-        self._labels = [self._target(e.label) for e in examples]
-        self._good = [[self._target(r) for r in e.positives] for e in examples]
-        self._bad = [[self._target(r) for r in e.negatives] for e in examples]
+        self._prompts, self._explains, self._questions = (
+            encoded(tokenizer, [task + e.question for e in examples], max_input_length)
+            for task in (predict, explain, "")
+        )
+        self._labels = encoded(tokenizer, [e.label for e in examples], max_target_length)
+        self._good = self._targets([e.positives for e in examples])
+        self._bad = self._targets([e.negatives for e in examples])
         self._own: list[list[list[int]]] = [[] for _ in examples]
 
     def __len__(self) -> int:
@@ -158,14 +160,16 @@ class RationaleTable:
         draw = random.Random(seed)
         words = sorted({word for e in self.examples for r in e.positives for word in r.split()})
         mask = self.tokenizer.mask_token or "<extra_id_0>"
-        self._spoilt: list[list[list[int]]] = []
+        spoilt: list[list[str]] = []
         for example, bad in zip(self.examples, self._bad, strict=True):
             missing = max(0 if bad else 1, len(example.positives) - len(bad))
-            spoilt = [
-                corrupt_rationale(example.positives[i % len(example.positives)], words, draw, rate=rate, mask=mask)
-                for i in range(missing)
-            ]
-            self._spoilt.append([self._target(r) for r in spoilt])
+            spoilt.append(
+                [
+                    corrupt_rationale(example.positives[i % len(example.positives)], words, draw, rate=rate, mask=mask)
+                    for i in range(missing)
+                ]
+            )
+        self._spoilt = self._targets(spoilt)
 
     def replace_own(self, texts: Mapping[int, Sequence[str]]) -> tuple[int, int]:
         """Set the rationales of the student's own earlier self, in place of those of the last time.
@@ -176,26 +180,26 @@ class RationaleTable:
             How many were taken, and how many dropped.
         """
         taken = dropped = 0
-        self._own = [[] for _ in self.examples]
+        kept: list[list[str]] = [[] for _ in self.examples]
         for index, said in texts.items():
             good = {" ".join(r.split()).casefold() for r in self.examples[index].positives}
             for text in said:
                 if not text.strip() or " ".join(text.split()).casefold() in good:
                     dropped += 1
                 else:
-                    self._own[index].append(self._target(text))
+                    kept[index].append(text)
                     taken += 1
+        self._own = self._targets(kept)
         return taken, dropped
 
     @property
     def _pad(self) -> int:
         return int(self.tokenizer.pad_token_id or 0)
 
-    def _input(self, text: str) -> list[int]:
-        return encoded(self.tokenizer, text, self.max_input_length)
-
-    def _target(self, text: str) -> list[int]:
-        return encoded(self.tokenizer, text, self.max_target_length)
+    def _targets(self, texts: Sequence[Sequence[str]]) -> list[list[list[int]]]:
+        """Token ids of each example's texts; the tokenizer is called once for all."""
+        rows = iter(encoded(self.tokenizer, [text for group in texts for text in group], self.max_target_length))
+        return [list(itertools.islice(rows, len(group))) for group in texts]
 
 
 def _labels(rows: Sequence[Sequence[int]]) -> Tensor:

@@ -68,9 +68,7 @@ def generate_texts(
                 torch.manual_seed(seed)
             for start in range(0, len(prompts), batch_size):
                 part = prompts[start : start + batch_size]
-                ids, mask = padded(
-                    [encoded(tokenizer, p, max_length, is_causal=is_causal) for p in part], pad, is_causal
-                )
+                ids, mask = padded(encoded(tokenizer, part, max_length, is_causal=is_causal), pad, is_causal)
                 written = generate(
                     input_ids=ids.to(device),
                     attention_mask=mask.to(device),
@@ -152,25 +150,33 @@ class ModelTeacher:
         return {"role": "user", "content": f"{self.instruction}\n\nQuestion: {question}"}
 
 
-def encoded(tokenizer: Any, text: str, max_length: int, *, is_causal: bool = False) -> list[int]:
-    """Token ids; for an encoder with the end token last, for a causal model ready to be continued."""
-    ids = list(tokenizer(text, verbose=False)["input_ids"])
-    if is_causal:
-        return ids[-max_length:] or [int(tokenizer.bos_token_id or tokenizer.eos_token_id or 0)]
+def encoded(tokenizer: Any, texts: Sequence[str], max_length: int, *, is_causal: bool = False) -> list[list[int]]:
+    """Token ids of each text; for an encoder with the end token last, for a causal model ready to be continued."""
+    if not texts:
+        return []
+    rows: list[list[int]] = tokenizer(list(texts), verbose=False)["input_ids"]
     end = tokenizer.eos_token_id
-    if ids and ids[-1] == end:
-        ids.pop()
-    return [*ids[: max_length - 1], int(end)]
+    if is_causal:
+        return [list(ids[-max_length:]) or [int(tokenizer.bos_token_id or end or 0)] for ids in rows]
+    without_end = (ids[:-1] if ids and ids[-1] == end else ids for ids in rows)
+    return [[*ids[: max_length - 1], int(end)] for ids in without_end]
 
 
 def padded(rows: Sequence[Sequence[int]], filling: int, left: bool = False) -> tuple[Tensor, Tensor]:
-    """Rows of one length, and the mask (1 and 0) of what is not filling."""
+    """Rows of one length, and the mask (1 and 0) of what is not filling.
+
+    >>> padded([[5, 6], [7]], 0, left=True)
+    (tensor([[5, 6],
+            [0, 7]]), tensor([[1, 1],
+            [0, 1]]))
+    """
     longest = max(map(len, rows), default=0)
-    ids, mask = torch.full((len(rows), longest), filling), torch.zeros(len(rows), longest, dtype=torch.long)
-    for i, row in enumerate(rows):
-        place = slice(longest - len(row), longest) if left else slice(0, len(row))
-        ids[i, place], mask[i, place] = torch.tensor(row, dtype=torch.long), 1
-    return ids, mask
+    # One tensor of all, not one per row: these rows are a batch's rationales, looked up in every step.
+    filled = ([filling] * (longest - len(row)) for row in rows)
+    whole = [[*rest, *row] if left else [*row, *rest] for rest, row in zip(filled, rows, strict=True)]
+    there = torch.arange(longest) < torch.tensor([len(row) for row in rows], dtype=torch.long).unsqueeze(-1)
+    ids = torch.tensor(whole, dtype=torch.long).reshape(len(rows), longest)
+    return ids, (there.flip(-1) if left else there).long()
 
 
 def _generate(model: nn.Module) -> Callable[..., Tensor]:
