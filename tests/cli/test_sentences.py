@@ -52,6 +52,7 @@ def test_a_terminal_gets_wrapped_lines_and_a_pipe_whole_ones(tmp_path: Path, mon
 
 def test_words_are_never_broken_and_further_lines_are_indented() -> None:
     assert wrapped("short", 5) == "short"
+    assert wrapped("12. one two three", 10) == "12. one\n    two\n    three"
     assert wrapped("  note: a/long/path/that-is-whole and more", 20) == (
         "  note:\n    a/long/path/that-is-whole\n    and more"
     )

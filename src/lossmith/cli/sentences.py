@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import textwrap
@@ -18,7 +19,7 @@ def say(text: str, *, err: bool = False) -> None:
 
 
 def wrapped(line: str, width: int) -> str:
-    """One line as several of at most ``width``, broken at spaces, all but the first indented by two more.
+    """One line as several of at most ``width``, broken at spaces; all but the first are indented.
 
     >>> print(wrapped("a short law, and a long sentence on where it holds", 30))
     a short law, and a long
@@ -26,12 +27,14 @@ def wrapped(line: str, width: int) -> str:
     """
     if len(line) <= width:
         return line
-    indent = line[: len(line) - len(line.lstrip())]
+    # Below the words of a numbered line, not below its number.
+    number = re.match(r" *\d+\. ", line)
+    indent = " " * (number.end() if number else len(line) - len(line.lstrip()) + 2)
     # Paths and options are whole, so that they can be copied.
     return textwrap.fill(
         line,
         width,
-        subsequent_indent=indent + "  ",
+        subsequent_indent=indent,
         break_long_words=False,
         break_on_hyphens=False,
         expand_tabs=False,
