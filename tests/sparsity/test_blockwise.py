@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,47 @@ def test_block_by_block_is_the_whole_model(build: Any, method: str, options: dic
     assert {path.name: path.read_bytes() for path in (tmp_path / "dense").iterdir()} == files
 
 
+@pytest.mark.parametrize(
+    ("build", "options"),
+    [
+        (_llama, {}),
+        (_llama, {"pattern": "2:4", "third_order": True, "grad_scale": 65536.0}),
+        (_llama, {"targets": "all", "of": "all", "count": "released", "order": "block", "blocks": 2}),
+        (_llama, {"reg_ratio": 1.0, "apply_to": "finetuned", "learning_rate": 0.3}),
+        (_tied, {"reg_ratio": 1.0, "apply_to": "finetuned", "clip": 0.1}),
+        (_tied, {"dtype": torch.bfloat16, "apply_to": "finetuned", "learning_rate": 0.3}),
+        (_gpt2, {}),
+        (_gpt2, {"dtype": torch.float16, "apply_to": "finetuned", "reg": "fisher", "reg_in_update": False}),
+    ],
+)
+def test_d_pruner_block_by_block_is_the_whole_model(build: Any, options: dict[str, Any], tmp_path: Path) -> None:
+    options = {"epochs": 2, **options}
+    model = build().to(options.pop("dtype", torch.float32))
+    model.save_pretrained(tmp_path / "dense", max_shard_size="8KB")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "dense").iterdir()}
+    data, seen = _data(build), []
+    texts: dict[str, Any] = {"method": "d-pruner", "calibration": data, "general": data[:2]}
+    report = prune_blockwise(
+        tmp_path / "dense", tmp_path / "out", 0.4, progress=lambda *numbers: seen.append(numbers), **texts, **options
+    )
+    model = type(model).from_pretrained(tmp_path / "dense", dtype="auto")
+    found = prune(model, 0.4, **texts, **options)
+    again = type(model).from_pretrained(tmp_path / "out", dtype="auto")
+    before = type(model).from_pretrained(tmp_path / "dense", dtype="auto").state_dict()
+    for name, weight in model.state_dict().items():
+        # The same sums in the same order.
+        assert torch.equal(again.state_dict()[name], weight), name
+        pruned = name in found.masks or options.get("apply_to") == "finetuned"
+        # In half precision most steps of a norm round to nothing.
+        assert torch.equal(before[name], weight) != pruned or weight.dtype.itemsize == 2, name
+    assert sorted(report.layers) == sorted(found.report.layers)
+    assert report.parameters == found.report.parameters
+    assert seen == [(i + 1, 6) for i in range(6)]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "dense").iterdir()} == files
+    # Nothing of what was kept beside the weights is left.
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(files)
+
+
 def test_running_means_are_read(tmp_path: Path) -> None:
     model = _conformer().eval()
     model.save_pretrained(tmp_path / "dense")
@@ -107,20 +149,33 @@ def test_running_means_are_read(tmp_path: Path) -> None:
         assert torch.equal(BlockwiseModel(tmp_path / "dense").model(**batch).last_hidden_state, expected)
 
 
-def test_no_more_than_one_block_is_ever_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["sparsegpt", "d-pruner"])
+def test_no_more_than_one_block_is_ever_there(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _llama(layers=6).save_pretrained(tmp_path / "dense")
-    held = []
-    load = BlockwiseModel.load
+    held, largest = [], []
+    alive: list[weakref.ref[torch.nn.Parameter]] = []
+    load, put = BlockwiseModel.load, BlockwiseModel._set
+
+    def noted(self: BlockwiseModel, name: str, value: torch.Tensor) -> None:
+        put(self, name, value)
+        if ".layers." in name and not value.is_meta:
+            alive.append(weakref.ref(self.model.get_parameter(name)))
 
     def watched(self: BlockwiseModel, block: str) -> None:
         load(self, block)
         there = [not p.is_meta for p in self.model.model.layers.parameters()]
         held.append(sum(there) / len(there))
+        alive[:] = [reference for reference in alive if reference() is not None]
+        largest.append(len(alive))
         assert not any(p.is_meta for p in self.model.model.layers[int(block.rpartition(".")[2])].parameters())
 
     monkeypatch.setattr(BlockwiseModel, "load", watched)
-    prune_blockwise(tmp_path / "dense", tmp_path / "out", calibration=_data(_llama), method="sparsegpt")
+    monkeypatch.setattr(BlockwiseModel, "_set", noted)
+    texts: dict[str, Any] = {"general": _data(_llama)} if method == "d-pruner" else {}
+    prune_blockwise(tmp_path / "dense", tmp_path / "out", calibration=_data(_llama), method=method, **texts)
     assert max(held) == pytest.approx(1 / 6)
+    # Nor does a graph keep any: a block has 9, and the caller holds at most the 3 that read one input.
+    assert max(largest) <= 9 + 3
 
 
 def test_a_model_read_by_blocks_gives_the_same_outputs(tmp_path: Path) -> None:
@@ -139,8 +194,12 @@ def test_what_cannot_be_done_leaves_no_folder(tmp_path: Path, monkeypatch: pytes
 
     dense, out, data = tmp_path / "dense", tmp_path / "out", _data(_llama)
     _llama().save_pretrained(dense)
-    with pytest.raises(InputError, match="'d-pruner' does not work block by block"):
+    with pytest.raises(InputError, match="'magnitude' does not work block by block"):
+        prune_blockwise(dense, out, method="magnitude", calibration=data)
+    with pytest.raises(InputError, match="'d-pruner' needs general"):
         prune_blockwise(dense, out, method="d-pruner", calibration=data)
+    with pytest.raises(InputError, match="'wanda' takes no general"):
+        prune_blockwise(dense, out, calibration=data, general=data)
     with pytest.raises(InputError, match="has no option 'damping'"):
         prune_blockwise(dense, out, calibration=data, damping=0.1)
     with pytest.raises(ValueError, match="sparsity must lie"):
@@ -176,9 +235,58 @@ def test_what_cannot_be_done_leaves_no_folder(tmp_path: Path, monkeypatch: pytes
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "dense", "t5"]
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "sentence"),
+    [
+        ({"lam": -1}, ValueError, "lam must be at least 0"),
+        ({"reg": "hessian"}, ValueError, "reg must be"),
+        ({"apply_to": "both"}, ValueError, "apply_to must be"),
+        ({"blocks": 99}, ValueError, "blocks must lie between 1 and"),
+        ({"of": "all", "sparsity": 0.99}, ValueError, "of all parameters cannot be removed"),
+        ({"calibration": [{"input_ids": torch.ones(1, 4, dtype=torch.long)}]}, InputError, "at least 2 texts, got 1"),
+        ({"calibration": [{"input_ids": torch.ones(2, 1, dtype=torch.long)}]}, InputError, "no token to predict"),
+        ({"calibration": ["one", "two"]}, InputError, "texts need a tokenizer"),
+        ({"general": []}, InputError, "calibration data is empty"),
+        ({"loss": lambda model, batch: model(**batch).logits.sum() * torch.nan}, FloatingPointError, "was not finite"),
+        ({"loss": lambda model, batch: model(**batch).logits}, ValueError, "the loss must be one number"),
+    ],
+)
+def test_what_d_pruner_cannot_do_leaves_no_folder(
+    change: dict[str, Any], error: Any, sentence: str, tmp_path: Path
+) -> None:
+    _llama(layers=2).save_pretrained(tmp_path / "dense")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "dense").iterdir()}
+    options: dict[str, Any] = {"method": "d-pruner", "calibration": _data(_llama), "general": _data(_llama), **change}
+    with pytest.raises(error, match=sentence):
+        prune_blockwise(tmp_path / "dense", tmp_path / "out", **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["dense"]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "dense").iterdir()} == files
+
+
+@pytest.mark.parametrize("place", ["judge", "taylor_term", "reached"])
+def test_an_interrupted_d_pruner_leaves_no_folder(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lossmith.sparsity import d_pruner_blockwise, d_pruner_domain
+
+    module: Any = d_pruner_domain if place == "taylor_term" else d_pruner_blockwise
+    work, left = getattr(module, place), [9]
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        return work(*args, **kwargs)
+
+    _llama(layers=2).save_pretrained(tmp_path / "dense")
+    monkeypatch.setattr(module, place, fails)
+    data = _data(_llama)
+    with pytest.raises(KeyboardInterrupt):
+        prune_blockwise(tmp_path / "dense", tmp_path / "out", method="d-pruner", calibration=data, general=data)
+    assert [path.name for path in tmp_path.iterdir()] == ["dense"]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak of a process can be set back on Linux only")
-@pytest.mark.parametrize("method", ["wanda"])
+@pytest.mark.parametrize("method", ["wanda", "d-pruner"])
 def test_memory_stays_far_below_the_file(method: str, tmp_path: Path) -> None:
     from safetensors.torch import save_file
     from transformers import LlamaConfig
@@ -203,8 +311,10 @@ def test_memory_stays_far_below_the_file(method: str, tmp_path: Path) -> None:
         # The largest so far of a process is inherited; this sets it back.
         "open('/proc/self/clear_refs', 'w').write('5');"
         "r = lambda: int(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1]); b = r();"
-        "f = lambda: prune_blockwise(sys.argv[1], sys.argv[2], calibration=data, method=sys.argv[3]);"
-        "g = lambda: s.prune(AutoModelForCausalLM.from_pretrained(sys.argv[1]), calibration=data, method=sys.argv[3]);"
+        "how = dict(calibration=data, method=sys.argv[3]);"
+        "how.update({'general': data, 'epochs': 1} if sys.argv[3] == 'd-pruner' else {});"
+        "f = lambda: prune_blockwise(sys.argv[1], sys.argv[2], **how);"
+        "g = lambda: s.prune(AutoModelForCausalLM.from_pretrained(sys.argv[1]), **how);"
         "(f if sys.argv[4] == 'blocks' else g)(); print(r() - b)"
     )
     grown = {}

@@ -13,20 +13,22 @@ from torch import Tensor, nn
 from lossmith.errors import InputError, did_you_mean
 from lossmith.files import check_new_folder, replacing_folder
 from lossmith.sparsity.activation_magnitude import prune_by_inputs
-from lossmith.sparsity.calibration import InputNorms, InputProducts
+from lossmith.sparsity.calibration import Batch, InputNorms, InputProducts
 from lossmith.sparsity.calibration_stream import stream_layers
 from lossmith.sparsity.checkpoint_names import parameter_sources
+from lossmith.sparsity.d_pruner_blockwise import Rows, d_pruner_by_blocks
+from lossmith.sparsity.d_pruner_domain import DescentOptions, Loss, next_token_loss
 from lossmith.sparsity.magnitude import SparsityReport, block_weights
 from lossmith.sparsity.magnitude_files import Place, _copy, _place, model_class, open_weights, stored_tensors
 from lossmith.sparsity.masks import check_sparsity, parse_structure
-from lossmith.sparsity.one_shot import OPTIONS, Calibration, _readable, _rows
+from lossmith.sparsity.one_shot import OPTIONS, Calibration, _domain, _readable, _rows, split_options
 from lossmith.sparsity.optimal_brain_surgeon import check_pattern, operate, turned
 from lossmith.sparsity.restoring import check_finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-METHODS = ("wanda", "sparsegpt")
+METHODS = ("wanda", "sparsegpt", "d-pruner")
 _TORCH = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -51,6 +53,8 @@ class BlockwiseModel:
         tensors = stored_tensors(self.folder)
         sources = parameter_sources(self.model, tensors)
         own = dict(self.model.named_parameters())
+        # Fixed sines for positions are parameters too.
+        self.trainable = {name for name, parameter in own.items() if parameter.requires_grad}
         tied = self.model.all_tied_weights_keys if hasattr(self.model, "all_tied_weights_keys") else {}
         self.places: dict[str, Place] = {
             name: _place(self.folder, name, weight, sources.get(name), tensors)
@@ -108,6 +112,22 @@ class BlockwiseModel:
         stored[:] = weight.view(-1).view(torch.uint8).numpy()
         stored.flush()
 
+    def restore(self, folder: str | Path) -> None:
+        """Put all parameters of another folder with the same files into these."""
+        for name, (path, offset, kind, shape) in self.places.items():
+            size = int(np.prod(shape)) * _TORCH[kind].itemsize
+            there = np.memmap(Path(folder) / path.name, dtype=np.uint8, mode="r", offset=offset, shape=(size,))
+            here = np.memmap(path, dtype=np.uint8, mode="r+", offset=offset, shape=(size,))
+            here[:] = there
+            here.flush()
+            if not (parameter := self.model.get_parameter(name)).is_meta:
+                with torch.no_grad():
+                    parameter.copy_(self.read(name))
+
+    def members(self, block: str | None) -> list[str]:
+        """Names of a block's parameters, or of those that are in no block."""
+        return [name for name in self.places if self._block(name) == block]
+
     def _block(self, name: str) -> str | None:
         return next((block for block in self.blocks if name.startswith(f"{block}.")), None)
 
@@ -130,31 +150,39 @@ def prune_blockwise(
     *,
     calibration: Calibration,
     method: str = "wanda",
+    general: Calibration | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     pattern: str | None = None,
     targets: Literal["blocks", "all"] = "blocks",
     exclude: Sequence[str] = (),
     samples: int = 128,
     length: int = 2048,
+    max_length: int = 1024,
+    batch_size: int = 8,
+    loss: Loss = next_token_loss,
     seed: int = 0,
     device: str | torch.device = "cpu",
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> SparsityReport:
-    """Write a copy of a checkpoint that Wanda or SparseGPT pruned, with one block of the model in memory at a time.
+    """Write a copy of a checkpoint that was pruned with one block of the model in memory at a time.
 
     The masks and weights are those of :func:`~lossmith.sparsity.prune` with the whole model in memory. Memory holds one
     block, what is in no block (embeddings, the output layer), the hidden states of the calibration rows, and one
     statistic. The files are copied, and every block is read four times: once to look for NaN, three times to run.
 
+    D-Pruner needs, besides, the hidden states of one batch of the domain before every block, and one block's gradients;
+    for each batch every block is read four times, computed twice for each backward pass, and written once. Its two
+    importances, float32, lie beside the copy until it is complete.
+
     Args:
         folder: of a checkpoint of Transformers, safetensors.
         out: a new folder, there only once it is complete.
-        sparsity, calibration, tokenizer, pattern, targets, exclude, samples, length, seed, options: see
-            :func:`~lossmith.sparsity.prune`.
-        method: ``"wanda"`` or ``"sparsegpt"``. D-Pruner fine-tunes all weights together, and has no such way.
+        sparsity, calibration, general, tokenizer, pattern, targets, exclude, samples, length, max_length, batch_size,
+            loss, seed, options: see :func:`~lossmith.sparsity.prune`.
+        method: ``"wanda"``, ``"sparsegpt"`` or ``"d-pruner"``.
         device: where a block is computed.
-        progress: told (done, total) after each matrix.
+        progress: told (done, total) after each matrix; of D-Pruner, after each step of its fine-tuning.
 
     Raises:
         InputError: as :func:`~lossmith.sparsity.prune_checkpoint` and :func:`~lossmith.sparsity.prune`; a model whose
@@ -165,31 +193,61 @@ def prune_blockwise(
         raise InputError(f"method '{method}' does not work block by block: {did_you_mean(method, METHODS)}")
     if unknown := [name for name in options if name not in OPTIONS[method]]:
         raise InputError(f"method '{method}' has no option '{unknown[0]}': {did_you_mean(unknown[0], OPTIONS[method])}")
+    if (general is None) == (method == "d-pruner"):
+        needs = "needs general: open-domain texts" if general is None else "takes no general texts"
+        raise InputError(f"method '{method}' {needs}")
     check_sparsity(sparsity)
+    if method == "d-pruner":
+        # Before hours are spent on the general pass.
+        DescentOptions(**split_options(options)[-1])
     check_new_folder(out)
     check_finite(_float_matrices(folder, targets))
-    order = options.pop("order", "layer")
-    statistic: Any = InputNorms if method == "wanda" else InputProducts
-    change: Any = prune_by_inputs if method == "wanda" else operate
-    rows = []
     with replacing_folder(out) as temporary:
         _copy(Path(folder), temporary)
         blockwise = BlockwiseModel(temporary, device=device)
         model = blockwise.model
         parse_structure(pattern)
         check_pattern(model, pattern, targets, exclude)
-        total = len(block_weights(model, targets=targets, exclude=exclude).weights)
-        flipped = turned(model)
+        which = {"targets": targets, "exclude": exclude}
         given: Mapping[str, Any] = {"samples": samples, "length": _readable(model, length), "seed": seed}
-        batches = _rows(calibration, tokenizer, given)
-        for weights, seen in stream_layers(model, batches, statistic, targets=targets, exclude=exclude, order=order):
-            for name in weights:
-                weight = blockwise.parameter(name)
-                mask = change(weight, seen, sparsity, pattern=pattern, flip=name in flipped, name=name, **options)
-                blockwise.write(name)
-                rows.append((name, int((weight == 0).sum()), mask.numel()))
-                progress(len(rows), total)
+        if method == "d-pruner":
+            rows, _ = d_pruner_by_blocks(
+                blockwise, Path(folder), temporary / ".importance", sparsity,
+                _domain(model, calibration, tokenizer, batch_size, max_length), _rows(general, tokenizer, given),
+                loss=loss, pattern=pattern, which=which, options=options, progress=progress,
+            )  # fmt: skip
+        else:
+            batches = _rows(calibration, tokenizer, given)
+            how: dict[str, Any] = {"pattern": pattern, **options}
+            rows = _by_inputs(blockwise, batches, sparsity, method, which, how, progress)
     return SparsityReport(tuple(rows), sum(p.numel() for p in model.parameters()))
+
+
+def _by_inputs(
+    blockwise: BlockwiseModel,
+    batches: Sequence[Batch],
+    sparsity: float,
+    method: str,
+    which: Mapping[str, Any],
+    options: dict[str, Any],
+    progress: Callable[[int, int], None] | None,
+) -> Rows:
+    """Wanda and SparseGPT."""
+    model = blockwise.model
+    order = options.pop("order", "layer")
+    statistic: Any = InputNorms if method == "wanda" else InputProducts
+    change: Any = prune_by_inputs if method == "wanda" else operate
+    total, flipped = len(block_weights(model, **which).weights), turned(model)
+    rows: Rows = []
+    for weights, seen in stream_layers(model, batches, statistic, **which, order=order):
+        for name in weights:
+            weight = blockwise.parameter(name)
+            mask = change(weight, seen, sparsity, flip=name in flipped, name=name, **options)
+            blockwise.write(name)
+            rows.append((name, int((weight == 0).sum()), mask.numel()))
+            if progress is not None:
+                progress(len(rows), total)
+    return rows
 
 
 def _float_matrices(folder: str | Path, targets: Literal["blocks", "all"]) -> Mapping[str, Tensor]:

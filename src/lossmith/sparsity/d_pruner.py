@@ -215,7 +215,10 @@ def stream_masks(
     if of == "all":
         sparsity = _share_of_targets(model, sum(weight.numel() for weight in wanted.values()), sparsity)
     flipped = turned(model)
-    for name in wanted:
+    names = list(wanted)
+    # Those of a block that is in memory now would stay there.
+    del wanted
+    for name in names:
         stored = importance[name]
         score = stored.T if name in flipped else stored
         if not 1 <= blocks <= score.shape[1]:

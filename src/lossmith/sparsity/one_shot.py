@@ -13,7 +13,7 @@ from lossmith.errors import InputError, did_you_mean
 from lossmith.sparsity.activation_magnitude import wanda
 from lossmith.sparsity.calibration import Batch, calibration_rows, text_batches
 from lossmith.sparsity.d_pruner import general_importance, importance_masks
-from lossmith.sparsity.d_pruner_domain import Loss, dual_importance, next_token_loss
+from lossmith.sparsity.d_pruner_domain import DescentOptions, Loss, dual_importance, next_token_loss
 from lossmith.sparsity.magnitude import Masks, SparsityReport, apply_masks, one_shot_masks, sparsity_report
 from lossmith.sparsity.masks import check_sparsity, parse_structure, warn_of_stacked
 from lossmith.sparsity.optimal_brain_surgeon import check_pattern, sparsegpt
@@ -144,14 +144,10 @@ def prune(
     elif method == "sparsegpt":
         masks = sparsegpt(model, _rows(calibration, tokenizer, rows), sparsity, pattern=pattern, **which, **options)
     else:
-        domain: Any = calibration
-        if _are_texts(domain):
-            longest = _readable(model, max_length)
-            domain = text_batches(domain, _given(tokenizer), batch_size=batch_size, max_length=longest)
         found = _d_pruner(
             model,
             sparsity,
-            domain,
+            _domain(model, calibration, tokenizer, batch_size, max_length),
             _rows(general, tokenizer, rows),
             pattern,
             which,
@@ -182,12 +178,8 @@ def _d_pruner(
     options: dict[str, Any],
     **training: Any,
 ) -> tuple[Masks, tuple[float, ...]]:
-    apply_to = options.pop("apply_to", "original")
-    if apply_to not in ("original", "finetuned"):
-        raise ValueError(f"apply_to must be 'original' or 'finetuned', got {apply_to!r}")
-    both = {"count": options.pop("count", "exact")}
-    of_masks = {name: options.pop(name) for name in _MASK_OPTIONS if name in options} | both
-    of_pass = {name: options.pop(name) for name in _PASS_OPTIONS if name in options} | both
+    apply_to, of_masks, of_pass, options = split_options(options)
+    DescentOptions(**options)
     check_pattern(model, pattern, **which)
     importance = general_importance(model, general, sparsity=sparsity, **of_pass, **which)
     # What the masks are asked for is checked before hours are spent on the scores.
@@ -200,13 +192,25 @@ def _d_pruner(
             model, domain, general=importance, keep_finetuned=finetuned, **which, **training, **options
         )
         scores = {
-            name: _reached(name, score, importance[name], model.get_parameter(name))
+            name: reached(name, score, importance[name], model.get_parameter(name))
             for name, score in found.scores.items()
         }
         return importance_masks(model, scores, sparsity, pattern=pattern, **of_masks, **which), found.losses
 
 
-def _reached(name: str, score: Tensor, general: Tensor, weight: Tensor) -> Tensor:
+def split_options(options: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """D-Pruner's: which weights are pruned, those of masks, of the general pass, and of the fine-tuning."""
+    rest = dict(options)
+    apply_to = rest.pop("apply_to", "original")
+    if apply_to not in ("original", "finetuned"):
+        raise ValueError(f"apply_to must be 'original' or 'finetuned', got {apply_to!r}")
+    both = {"count": rest.pop("count", "exact")}
+    of_masks = {name: rest.pop(name) for name in _MASK_OPTIONS if name in rest} | both
+    of_pass = {name: rest.pop(name) for name in _PASS_OPTIONS if name in rest} | both
+    return apply_to, of_masks, of_pass, rest
+
+
+def reached(name: str, score: Tensor, general: Tensor, weight: Tensor) -> Tensor:
     """A matrix's scores; where the domain has none (an expert that it never asks), its general importance."""
     if bool(score.any()) or not bool(weight.any()):
         return score
@@ -229,6 +233,20 @@ def _rows(
 ) -> Sequence[Batch]:
     found: Any = calibration
     return calibration_rows(found, _given(tokenizer), **rows) if _are_texts(found) else found
+
+
+def _domain(
+    model: nn.Module,
+    calibration: Calibration | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    batch_size: int,
+    max_length: int,
+) -> Sequence[Batch]:
+    found: Any = calibration
+    if not _are_texts(found):
+        return found  # type: ignore[no-any-return]
+    longest = _readable(model, max_length)
+    return text_batches(found, _given(tokenizer), batch_size=batch_size, max_length=longest)
 
 
 def _are_texts(calibration: Any) -> bool:
