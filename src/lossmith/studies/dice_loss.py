@@ -168,7 +168,7 @@ def prepare(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def documentation(number: int) -> list[Sentence]:
-    """Sentences of the embedded corpus's ``docs``, with dotted names that begin with a module tagged."""
+    """Sentences (6 to 32 words) of the embedded corpus's ``docs``; dotted names that begin with a module are tagged."""
     import random
 
     from lossmith.data import read_corpus
@@ -181,7 +181,7 @@ def documentation(number: int) -> list[Sentence]:
             continue
         for text in re.split(r"(?<=[.!?:])\s+|\n\s*\n", document.text):
             words = re.findall(r"\w+|[^\w\s]", text)
-            if not 6 <= len(words) <= 60:
+            if not 6 <= len(words) <= 32:
                 continue
             tags = ["O"] * len(words)
             i = 0
@@ -195,7 +195,7 @@ def documentation(number: int) -> list[Sentence]:
             sentences.append(Sentence(tuple(words), tuple(tags)))
     draw = random.Random(0)
     draw.shuffle(sentences)
-    # Of sentences without a name as many as of those with one: about 4 percent of the words are then names.
+    # Of sentences without a name as many as of those with one: a tenth of the words is then part of a name.
     named = [s for s in sentences if "B-name" in s.tags][: number // 2]
     others = [s for s in sentences if "B-name" not in s.tags][: number - len(named)]
     chosen = named + others
@@ -229,7 +229,7 @@ STUDY = Study(
     seeds={"smoke": 2, "quick": 5, "full": 5},
     options={
         "smoke": {**TAGGER, "data": "python", "sentences": 60, "epochs": 1, "points": 600},
-        "quick": {**TAGGER, "data": "python", "sentences": 900, "epochs": 4, "points": 8000},
+        "quick": {**TAGGER, "data": "python", "sentences": 800, "epochs": 4, "points": 8000},
         "full": {
             **TAGGER,
             "data": None,
