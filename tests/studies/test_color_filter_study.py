@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lossmith.data import NgramImportance
 from lossmith.errors import InputError
+from lossmith.studies.color_filter import _log_weights
 from lossmith.studies.selection_pool import auc, prepare_parts, read_part, scored_pool, seed_folder
 from lossmith.studies.settings import Execution
 from lossmith.studies.study import get_study, run_study
@@ -43,6 +45,17 @@ def test_the_online_arm_takes_as_many_steps_and_passages_as_the_others(
     assert done.metrics["kept"] == 8
     assert done.cost.steps == 2
     assert np.isfinite(done.metrics["target/loss"])
+
+
+def test_importance_by_ngrams_is_counted_once_for_all_seeds(
+    prepared: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = read_part(prepared["parts"], "pool")
+    texts, target = [row.text for row in pool], [row.text for row in read_part(prepared["parts"], "target")]
+    expected = NgramImportance.fit(target, texts).log_weights(texts)
+    assert np.array_equal(_log_weights(pool, prepared), expected)
+    monkeypatch.delattr(NgramImportance, "fit")
+    assert np.array_equal(_log_weights(pool, prepared), expected)
 
 
 @pytest.mark.slow

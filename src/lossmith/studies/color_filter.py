@@ -24,6 +24,7 @@ from lossmith.studies.selection_pool import (
     scored_pool,
     training_options,
 )
+from lossmith.studies.sharing import tensors_once
 from lossmith.studies.study import Experiment, Paper, Study
 
 if TYPE_CHECKING:
@@ -113,13 +114,11 @@ def _scores(arm: str, pool: list[Text], seed: int, options: Mapping[str, Any]) -
     """One number per passage of the pool, the lowest to be kept, and the tokens that it took."""
     import numpy as np
 
-    from lossmith.data import NgramImportance, color_filter_scores, resampling_scores
+    from lossmith.data import color_filter_scores, resampling_scores
 
     free = {"tokens": 0.0, "scored_tokens": 0.0, "flops": 0.0}
     if arm == "ngram-importance":
-        texts = [text.text for text in pool]
-        target = [text.text for text in read_part(options["parts"], "target")]
-        return resampling_scores(NgramImportance.fit(target, texts).log_weights(texts), seed=seed), free
+        return resampling_scores(_log_weights(pool, options), seed=seed), free
     if arm in ("color-filter", "conditional-only"):
         table, spent = scored_pool(seed, options)
         nats, tokens = table.column("conditional/nats"), table.column("conditional/tokens")
@@ -128,6 +127,20 @@ def _scores(arm: str, pool: list[Text], seed: int, options: Mapping[str, Any]) -
             spent = {**spent, "scored_tokens": spent["scored_tokens"] / 2}
         return color_filter_scores(marginal, nats, tokens), spent
     return np.array([0.0 if text.is_target else 1.0 for text in pool]), free
+
+
+def _log_weights(pool: list[Text], options: Mapping[str, Any]) -> np.ndarray:
+    """The pool's importance by n-grams: of every seed the same, counted once."""
+    import torch
+
+    from lossmith.data import NgramImportance
+
+    def count() -> dict[str, torch.Tensor]:
+        texts = [text.text for text in pool]
+        target = [text.text for text in read_part(options["parts"], "target")]
+        return {"log_weights": torch.from_numpy(NgramImportance.fit(target, texts).log_weights(texts))}
+
+    return tensors_once(Path(options["parts"]).parent / "ngrams.safetensors", count)["log_weights"].numpy()
 
 
 def _chosen(arm: str, scores: np.ndarray, pool: list[Text], seed: int, options: Mapping[str, Any]) -> np.ndarray:
@@ -151,8 +164,8 @@ def _rho_down(
     import torch
     import transformers
 
-    from lossmith.data import PaddedCollator, language_model_scorer, rho_down, score_texts
-    from lossmith.data.tokenization import encode
+    from lossmith.data import PaddedCollator, language_model_scorer, rho_down
+    from lossmith.data.scoring_model import score_ids
     from lossmith.training import NextToken
 
     table, spent = scored_pool(seed, options)
@@ -166,15 +179,16 @@ def _rho_down(
     schedule = transformers.get_scheduler("cosine", optimizer, max(1, steps // 20), steps)
     collate, objective = PaddedCollator(int(tokenizer.pad_token_id)), NextToken()
     scorer = language_model_scorer(model, tokenizer, max_length=length)
+    encoded = scorer.encode([text.text for text in pool])
     seen = {"trained": 0, "scored": 0}
 
     def learner_losses(chosen: np.ndarray) -> np.ndarray:
-        nats, tokens = score_texts(scorer, [pool[i].text for i in chosen])
+        nats, tokens = score_ids(scorer, [encoded[i] for i in chosen])
         seen["scored"] += int(tokens.sum())
         return nats / tokens
 
     def learn(chosen: np.ndarray) -> None:
-        rows = [{"input_ids": ids.tolist()[:length]} for ids in encode(tokenizer, [pool[i].text for i in chosen])]
+        rows = [{"input_ids": encoded[i].tolist()[:length]} for i in chosen]
         batch = {name: value.to(device) for name, value in collate(rows).items()}
         objective(model, batch).mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -236,11 +250,11 @@ STUDY = Study(
         },
         "quick": {
             **PARTS,
-            "batch_size": 8,
+            "batch_size": 4,
             "characters": 128,
-            "pool": 12_000,
-            "prior": 4_000,
-            "target": 600,
+            "pool": 4_800,
+            "prior": 1_600,
+            "target": 300,
             "validation": 300,
             "vocab_size": 512,
             "sequence_length": 128,
