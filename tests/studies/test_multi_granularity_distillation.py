@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 from pathlib import Path
@@ -12,10 +13,11 @@ import pytest
 import torch
 
 from lossmith.errors import InputError
-from lossmith.studies.instruction_tasks import TASKS, common_words, instructions, read_pairs
+from lossmith.studies import instruction_tasks
+from lossmith.studies.instruction_tasks import TASKS, common_words, instructions, judge, read_pairs
 from lossmith.studies.settings import Execution
 from lossmith.studies.study import get_study, run_study
-from lossmith.studies.toy_languages import table_teacher
+from lossmith.studies.toy_languages import table, table_teacher
 
 STUDY = get_study("multi-granularity-distillation")
 TOY = {"teacher_steps": 1, "warmup_steps": 1, "steps": 1, "test_examples": 5, "table_steps": 2, "planted_sequences": 20}
@@ -150,6 +152,43 @@ def test_the_tables_teacher_is_fixed_by_its_seed() -> None:
     assert table_teacher(0).shape == (300, 200)
     assert torch.equal(table_teacher(0), table_teacher(0))
     assert not torch.equal(table_teacher(0), table_teacher(1))
+
+
+def test_the_table_of_an_arm_is_the_same_whatever_arm_came_before() -> None:
+    first = table(0, "reverse_kl", None, steps=3)
+    table(0, None, "paper", steps=3)
+    assert table(0, "reverse_kl", None, steps=3) == first
+    table(1, None, None, steps=3)
+    assert table(0, "reverse_kl", None, steps=3) == first
+    assert table(1, "reverse_kl", None, steps=3) != first
+
+
+def test_answers_are_the_same_however_many_are_asked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lossmith.data import encode_completions, train_tokenizer
+    from lossmith.training.models import build_model
+
+    pairs = instructions(70, seed=0)
+    tokenizer = train_tokenizer([pair.prompt + pair.completion for pair in pairs], vocab_size=300)
+    torch.manual_seed(0)
+    student, teacher = (build_model("nano", vocab_size=len(tokenizer), sequence_length=48).double() for _ in range(2))
+    rows = encode_completions(tokenizer, pairs, max_prompt=24, max_completion=24)
+    together = judge(student, teacher, tokenizer, rows, seed=0, max_new_tokens=3)
+    monkeypatch.setattr(instruction_tasks, "_LOGITS_AT_ONCE", 1)  # 64 and 6
+    apart = judge(student, teacher, tokenizer, rows, seed=0, max_new_tokens=3)
+    for name in ("exact", "top1_agreement", "loss", "teacher_kl"):  # rouge_l is of samples, which are others
+        assert getattr(apart, name) == pytest.approx(getattr(together, name), rel=1e-6), name
+
+
+def test_the_garbage_collector_is_left_as_it_was(teacher: Path) -> None:
+    assert gc.get_freeze_count() == 0
+    run("sft", teacher, steps=0)
+    assert gc.get_freeze_count() == 0
+    gc.freeze()
+    try:
+        run("sft", teacher, steps=0)
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
 
 
 def test_wrong_data_is_one_sentence(tmp_path: Path) -> None:

@@ -118,9 +118,10 @@ def soft_band(
     """Logarithms of ``m`` and of ``1 - m``, the soft band of :func:`clipped_kl`, for probabilities in falling order."""
     before = sorted_probabilities.cumsum(-1) - sorted_probabilities
     above, below = (before - lower) / width, (upper - before) / width
-    inside = F.logsigmoid(above) + F.logsigmoid(below)
+    reached = F.logsigmoid(above)
+    inside = reached + F.logsigmoid(below)
     # 1 - σ(a) σ(b) = σ(-a) + σ(a) σ(-b), without cancellation.
-    outside = torch.logaddexp(F.logsigmoid(-above), F.logsigmoid(above) + F.logsigmoid(-below))
+    outside = torch.logaddexp(F.logsigmoid(-above), reached + F.logsigmoid(-below))
     return inside, outside
 
 

@@ -26,6 +26,9 @@ TASKS = {
 }
 WORDS = 30
 
+# 16 MiB in float32; a small model's answers to some hundred questions.
+_LOGITS_AT_ONCE = 2**22
+
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
@@ -59,7 +62,7 @@ def instructions(number: int, seed: int) -> list[Completion]:
     draw, words = random.Random(seed), common_words()
     made = []
     for _ in range(number):
-        task, chosen = draw.choice(sorted(TASKS)), draw.sample(words, draw.randint(3, 5))
+        task, chosen = draw.choice(sorted(TASKS)), draw.sample(words, draw.randint(3, 4))
         answer = TASKS[task](chosen)
         made.append(Completion(f"{task}: {' '.join(chosen)}\n", f"words after {task}: {' '.join(answer)}"))
     return made
@@ -136,9 +139,10 @@ def judge(
     sums = dict.fromkeys(("same", "loss", "kl"), 0.0)
     generator = torch.Generator().manual_seed(seed)
     device = next(student.parameters()).device
+    several = _rows_at_once(prompts, max_new_tokens, len(tokenizer))
     with evaluating(student, teacher), torch.no_grad():
-        for first in range(0, len(rows), 64):
-            part, right = prompts[first : first + 64], answers[first : first + 64]
+        for first in range(0, len(rows), several):
+            part, right = prompts[first : first + several], answers[first : first + several]
             options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "eos_token_id": tokenizer.eos_token_id}
             sampled = sample_responses(student, part, generator=generator, **options)
             best = sample_responses(student, part, temperature=0, **options)
@@ -172,8 +176,9 @@ def written_by(teacher: Any, rows: Sequence[Any], tokenizer: Any, seed: int, lon
     prompts = [[t for t, y in zip(r["input_ids"], r["labels"], strict=True) if y == -100] for r in rows]
     generator = torch.Generator().manual_seed(seed)
     made: list[dict[str, Any]] = []
-    for first in range(0, len(rows), 64):
-        part = prompts[first : first + 64]
+    several = _rows_at_once(prompts, longest, len(tokenizer))
+    for first in range(0, len(rows), several):
+        part = prompts[first : first + several]
         answers = sample_responses(
             teacher, part, max_new_tokens=longest, eos_token_id=tokenizer.eos_token_id, generator=generator
         )
@@ -181,6 +186,12 @@ def written_by(teacher: Any, rows: Sequence[Any], tokenizer: Any, seed: int, lon
             labels = [-100] * len(prompt) + answer
             made.append({"input_ids": prompt + answer, "labels": labels, "index": len(made)})
     return made
+
+
+def _rows_at_once(prompts: Sequence[Sequence[int]], longest: int, classes: int) -> int:
+    """At least 64, and more of small models, to which a token of many rows costs hardly more than one of few."""
+    length = max(map(len, prompts), default=0) + longest
+    return max(64, _LOGITS_AT_ONCE // max(1, length * classes))
 
 
 def rouge_scorer() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -128,18 +129,15 @@ def table(seed: int, loss: str | None, band: Any, *, steps: int) -> dict[str, fl
     from lossmith.losses import cross_entropy, distillation_kl
     from lossmith.training.distillation import bind_distillation_loss
 
-    teacher = table_teacher(seed)
+    teacher, drawn, targets = _table_examples(seed, steps)
     contexts, classes = teacher.shape
     torch.manual_seed(seed)
     student = TableStudent(contexts, classes, rank=6)
     learned = AdaptiveClippedKL(classes, variant=band) if band is not None else None
     against: Any = learned or (bind_distillation_loss(loss) if loss is not None else None)
     weights = [*student.parameters(), *(learned.parameters() if learned is not None else ())]
-    optimiser = torch.optim.Adam(weights, lr=1e-2)
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(steps):
-        context = torch.randint(contexts, (64,), generator=generator)
-        target = torch.multinomial(teacher[context].softmax(-1), 1, generator=generator).squeeze(-1)
+    optimiser = torch.optim.Adam(weights, lr=1e-2, fused=True)
+    for context, target in zip(drawn, targets, strict=True):
         logits = student(context)
         values = cross_entropy(logits, target)
         if against is not None:
@@ -158,3 +156,19 @@ def table(seed: int, loss: str | None, band: Any, *, steps: int) -> dict[str, fl
             upper, lower = learned.bounds(logits, teacher)
             found["table/band"] = float((upper - lower).mean())
     return found
+
+
+@functools.lru_cache(maxsize=1)
+def _table_examples(seed: int, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The teacher's logits, and contexts and tokens of each step: the same for all arms of a seed, which come in turn.
+
+    They are drawn on the CPU and are not to be changed.
+    """
+    teacher = table_teacher(seed)
+    probabilities = teacher.softmax(-1)
+    generator = torch.Generator().manual_seed(seed)
+    contexts, targets = [], []
+    for _ in range(steps):
+        contexts.append(torch.randint(len(teacher), (64,), generator=generator))
+        targets.append(torch.multinomial(probabilities[contexts[-1]], 1, generator=generator).squeeze(-1))
+    return teacher, torch.stack(contexts), torch.stack(targets)
