@@ -17,7 +17,8 @@ setup: $(BIN)/.installed  ## Make the virtual environment and install pinned dep
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lossmith needs Python 3.11 or later, this is " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	# seqeval comes as source; an older pip would build it without the build dependencies that it names.
+	$(BIN)/python -m pip install --disable-pip-version-check --use-pep517 -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: setup      ## Run the main job: compare four arms on Python's own text, about three minutes.
