@@ -14,10 +14,10 @@ help:            ## Show this list.
 
 setup: $(BIN)/.installed  ## Make the virtual environment and install pinned dependencies.
 
+# --use-pep517: seqeval comes as source, which pip before 23.1 would build without the build dependencies that it names.
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lossmith needs Python 3.11 or later, this is " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
-	# seqeval comes as source; an older pip would build it without the build dependencies that it names.
 	$(BIN)/python -m pip install --disable-pip-version-check --use-pep517 -c constraints.txt -e '.[dev]'
 	@touch $@
 
