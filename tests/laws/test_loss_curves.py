@@ -201,3 +201,17 @@ def test_windows_average_neighbours() -> None:
     np.testing.assert_allclose(curve.losses, LOSSES.reshape(5, 2).mean(1))
     np.testing.assert_array_equal(curve.steps, [15, 35, 55, 75, 95])
     assert curve.first(0.5).steps.tolist() == [15, 35]
+
+
+def test_the_curves_of_a_comparison_are_its_runs_logs(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "mine"
+    for run in ("a", "b"):
+        place = folder / "runs" / run / "seed-0"
+        place.mkdir(parents=True)
+        lines = [{"step": t, "train/loss": 3 - t / 100, "learning_rate": 1e-3} for t in range(1, 60)]
+        (place / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    # Tables and settings of another shape, which are no curves.
+    (folder / "compare.json").write_text('{"seeds": [0], "arms": {"a": {}}}')
+    (folder / "table.json").write_text('{"rows": []}')
+    for source in (tmp_path / "runs", folder):
+        assert [curve.name.rpartition("runs/")[2] for curve in read_curves(source)] == ["a/seed-0", "b/seed-0"]

@@ -194,7 +194,7 @@ def _frames(source: Any) -> Iterable[tuple[str, pd.DataFrame, float | None]]:
     if not path.is_dir():
         yield path.stem, _read_file(path), _amount(path.parent.name)
         return
-    for file in sorted(p for p in path.rglob("*") if p.is_file() and _is_curve(p)):
+    for file in sorted(p for p in path.rglob("*") if p.is_file() and _is_curve(p) and not _is_report(p, path)):
         place = file.parent
         if place.name.startswith("checkpoint-"):
             place = place.parent
@@ -205,6 +205,13 @@ def _frames(source: Any) -> Iterable[tuple[str, pd.DataFrame, float | None]]:
 def _is_log(path: Path) -> bool:
     """Whether the file is of one run, which its folder is named after."""
     return path.name in ("metrics.jsonl", "trainer_state.json") or "tfevents" in path.name
+
+
+def _is_report(path: Path, root: Path) -> bool:
+    """Whether the file is a table or setting of `lossmith compare` or `study`, whose curves are the logs of runs."""
+    folders = [folder for folder in path.parents if folder.is_relative_to(root)]
+    told = any((folder / name).exists() for folder in folders for name in ("compare.json", "study.json"))
+    return told and not _is_log(path)
 
 
 def _is_curve(path: Path) -> bool:
