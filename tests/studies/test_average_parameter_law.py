@@ -11,7 +11,7 @@ from one_experiment import smoke_experiment
 
 from lossmith.errors import InputError
 from lossmith.sparsity import PruningSchedule
-from lossmith.studies.average_parameter_law import linear_weights, trainings, width_of
+from lossmith.studies.average_parameter_law import linear_weights, text_codes, trainings, width_of
 from lossmith.studies.compare import run_compare
 from lossmith.studies.settings import Execution, make_settings
 from lossmith.studies.study import get_study, run_study
@@ -32,6 +32,12 @@ def test_sizes_are_those_of_the_published_check() -> None:
     assert [t.width for t in plan["final"]] == [52] * 3
     assert [t.steps for t in plan["initial"]] == [1200, 600, 300]
     assert width_of(linear_weights(77)) == 77
+
+
+def test_a_character_is_its_place_in_the_alphabet(tmp_path: Path) -> None:
+    """The line feed is 0, the space 1, the tilde the last of 96."""
+    (tmp_path / "text.txt").write_bytes(b"\n !~\n")
+    assert text_codes(tmp_path / "text.txt").tolist() == [0, 1, 2, 95, 0]
 
 
 def test_early_and_late_pruning_cost_what_the_sparse_run_costs() -> None:

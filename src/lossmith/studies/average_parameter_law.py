@@ -15,13 +15,16 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lossmith.reporting.comparison import Claim, Cost, Curve
 from lossmith.studies.settings import CompareSettings, make_settings
 from lossmith.studies.sharing import json_once
 from lossmith.studies.study import Experiment, Paper, Study
 from lossmith.studies.tensor_training import train_on_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ARMS = {
     "average": "dense, as many weights as the sparse run has on average",
@@ -157,9 +160,7 @@ def train(training: Training, seed: int, options: Mapping[str, Any], folder: Pat
     from lossmith.sparsity import ComputeSchedule, SparsePretraining
     from lossmith.training import SparsityCallback
 
-    lookup = {character: i for i, character in enumerate(_ALPHABET)}
-    codes = torch.tensor([lookup[c] for c in Path(options["text"]).read_text(encoding="utf-8")])
-    windows = codes.unfold(0, CONTEXT + 1, 1)
+    windows = text_codes(Path(options["text"])).unfold(0, CONTEXT + 1, 1)
     held_out = windows[len(windows) * 9 // 10 + CONTEXT :]
     held_out = held_out[:: max(len(held_out) // int(options["held_out"]), 1)]
     known = windows[: len(windows) * 9 // 10]
@@ -214,6 +215,15 @@ def train(training: Training, seed: int, options: Mapping[str, Any], folder: Pat
         flops=trained.flops,
         curve=asdict(trained.curve),
     )
+
+
+def text_codes(path: Path) -> Tensor:
+    """The text's characters as their places in the alphabet, which is in the order of its bytes."""
+    import numpy as np
+    import torch
+
+    alphabet, text = (np.frombuffer(found, dtype=np.uint8) for found in (_ALPHABET.encode(), path.read_bytes()))
+    return torch.from_numpy(np.searchsorted(alphabet, text))
 
 
 def prepare(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -312,7 +322,7 @@ STUDY = Study(
         },
         "quick": {
             "width": 192,
-            "steps": 800,
+            "steps": 480,
             "batch_size": 512,
             "learning_rate": 2e-3,
             "characters": 2_000_000,
