@@ -98,11 +98,13 @@ def test_the_file_is_what_was_scored_and_loads_in_a_new_process(workplace: Path,
     assert float(out.stdout) == pytest.approx(here, abs=1e-5)
 
 
-@pytest.mark.parametrize("method", ["wanda", "sparsegpt(block_size=32)"])
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt(block_size=32)", "d-pruner(epochs=1)"])
 def test_block_by_block_writes_the_same_files(method: str, workplace: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     arguments = ("model", "--method", method, "--calibration", "numbers.jsonl", "--samples", 8)
+    if method.startswith("d-pruner"):
+        arguments += ("--general", "letters.jsonl")
     _run(workplace, *arguments, "--out", tmp_path / "whole", "--no-measure")
     output = _run(workplace, *arguments, "--blockwise", "--out", tmp_path / "blocks", "--no-measure")
     assert "50.00% of the prunable weights are zero" in output
@@ -136,7 +138,9 @@ NUMBERS, LETTERS, OUT = ("--calibration", "numbers.jsonl"), ("--general", "lette
         (("sparsegpt", *NUMBERS, "--pattern", "2:5", *OUT), "not a multiple of 5"),
         (("magnitude", *LETTERS, *OUT), "--general goes with --calibration"),
         (("magnitude(x=1)", *OUT), "takes no value"),
-        (("d-pruner", *NUMBERS, *LETTERS, *OUT, "--blockwise"), "--blockwise goes with --method sparsegpt or wanda"),
+        (("wanda", *NUMBERS, *LETTERS, *OUT, "--blockwise"), "with --general d-pruner alone"),
+        (("d-pruner", *NUMBERS, *OUT, "--blockwise"), "needs --general"),
+        (("d-pruner(lam=-1)", *NUMBERS, *LETTERS, *OUT, "--blockwise"), "lam must be"),
         (("magnitude", *OUT, "--blockwise"), "--blockwise goes with"),
         (("wandra",), "did you mean 'wanda'"),
     ],

@@ -18,8 +18,6 @@ from lossmith.errors import InputError
 METHODS = {"magnitude": "magnitude", "uniform": "uniform", "nm": None, "random": "random", "erk": "erk"}
 # Those that look at text; they are given with options, such as d-pruner(reg_ratio=10).
 CALIBRATED = ("d-pruner", "sparsegpt", "wanda")
-# Those that need no more than a block of the model at a time.
-BLOCKWISE = ("sparsegpt", "wanda")
 # The loss of fewer tokens says more of the words than of the weights.
 _LEAST_TOKENS = 32
 
@@ -93,7 +91,7 @@ def prune(
         bool,
         typer.Option(
             "--blockwise",
-            help="wanda, sparsegpt: one block of the model in memory at a time; its folder may be larger.",
+            help="With --calibration: one block of the model in memory at a time; its folder may be larger.",
         ),
     ] = False,
     plot: Annotated[Path | None, typer.Option(help="Of --sweep: a .png, .svg or .pdf.", show_default=False)] = None,
@@ -120,8 +118,8 @@ def prune(
         raise InputError(f"--targets must be blocks or all, got '{targets}'")
     if not 0 <= sparsity < 1:
         raise InputError(f"--sparsity must lie in [0, 1), got {sparsity}")
-    if blockwise and (method not in BLOCKWISE or general is not None):
-        raise InputError(f"--blockwise goes with --method {' or '.join(BLOCKWISE)}, and without --general")
+    if blockwise and (method not in CALIBRATED or (general is not None and method != "d-pruner")):
+        raise InputError(f"--blockwise goes with --method {' or '.join(CALIBRATED)}; with --general d-pruner alone")
     if method in CALIBRATED or (calibration is not None and not sweep):
         if sweep or data is not None or plot is not None:
             raise InputError(f"--sweep, --eval and --plot do not go with --method {method} and --calibration")
@@ -208,7 +206,10 @@ def _calibrated(
 
     try:
         if blockwise:
-            options.pop("max_length")
+            if method == "d-pruner":
+                options |= {"general": general, "progress": progress}
+            else:
+                options.pop("max_length")
             report = prune_language_model_blockwise(
                 model, out, sparsity, method=method, calibration=calibration, **options
             )

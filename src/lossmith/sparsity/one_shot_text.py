@@ -164,7 +164,9 @@ def prune_language_model_blockwise(
     *,
     method: str = "wanda",
     calibration: str,
+    general: str | None = None,
     text_field: str = "text",
+    domain_texts: int = 1000,
     **options: Any,
 ) -> SparsityReport:
     """:func:`prune_language_model` for folders that are larger than the memory; nothing is scored.
@@ -173,7 +175,7 @@ def prune_language_model_blockwise(
 
     Args:
         model: folder of a model and its tokenizer.
-        out, calibration, text_field: see :func:`prune_language_model`.
+        out, calibration, general, text_field, domain_texts: see :func:`prune_language_model`.
         sparsity, method, options: see :func:`~lossmith.sparsity.prune_blockwise`.
 
     Raises:
@@ -194,7 +196,10 @@ def prune_language_model_blockwise(
     except Exception as error:  # a different kind for every way in which a folder can be wrong
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"the tokenizer in {model} cannot be loaded: {reason}") from None
-    texts, _ = _split(calibration, text_field, 1)
+    texts, _ = _split(calibration, text_field, 2 if method == "d-pruner" else 1)
+    if general is not None:
+        texts = texts[:domain_texts]
+        options["general"], _ = _split(general, text_field, 1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return prune_blockwise(
         model, out, sparsity, method=method, calibration=texts, tokenizer=tokenizer, device=device, **options
