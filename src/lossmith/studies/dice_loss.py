@@ -229,7 +229,7 @@ STUDY = Study(
     seeds={"smoke": 2, "quick": 5, "full": 5},
     options={
         "smoke": {**TAGGER, "data": "python", "sentences": 60, "epochs": 1, "points": 600},
-        "quick": {**TAGGER, "data": "python", "sentences": 800, "epochs": 4, "points": 8000},
+        "quick": {**TAGGER, "data": "python", "sentences": 600, "epochs": 4, "points": 8000},
         "full": {
             **TAGGER,
             "data": None,
