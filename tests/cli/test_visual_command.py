@@ -98,6 +98,7 @@ def test_a_schedule_that_is_slower_says_so(workplace: Path) -> None:
         (("redundancy", "MODEL", "PHOTOS", "--out", "x.txt"), ".json or .csv"),
         (("redundancy", "MODEL", "PHOTOS", "--keeps", "half"), "'half' is no number"),
         (("redundancy", "MODEL", "PHOTOS", "--selectors", "chance"), "unknown selector"),
+        (("redundancy", "MODEL", "PHOTOS", "--selectors", ","), "no schedule to measure: name --selectors"),
         (
             ("redundancy", "MODEL", "PHOTOS", "--keeps", "2"),
             "'random(step=input, keep=2.0)': keep must be",

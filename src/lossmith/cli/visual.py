@@ -165,6 +165,8 @@ def redundancy(
         raise InputError(f"--out {out} must end in .json or .csv")
     shares = [_number(text, "--keeps") for text in _listed(keeps)]
     places = [int(text) if text.lstrip("-").isdigit() else text for text in _listed(steps)]
+    if not schedule and not (_listed(selectors) and shares and places):
+        raise InputError("no schedule to measure: name --selectors with --keeps and --steps, or --schedule")
     answerer, rows = _load(model), _read(questions)
     report = _with_progress(
         answerer,

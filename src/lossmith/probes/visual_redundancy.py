@@ -178,7 +178,7 @@ def visual_redundancy(
         steps: after which is dropped: numbers, ``input``, ``mid``, ``late``; ``progressive``: a quarter of the tokens
             after each quarter of the steps, whatever ``keeps``.
         layer: inside which ``fastv`` and ``vtw`` drop (``fastv`` in that step, not after it); default: the middle one.
-        schedules: further ones.
+        schedules: further ones. With none at all only the full model is measured.
         keep_positions: of all of them.
         tolerance: fall of the accuracy that still counts as redundant.
         progress: told how many schedules of how many are done.
@@ -198,8 +198,6 @@ def visual_redundancy(
     # Of two layers the first: after the last one nothing is left to save.
     middle = (layers - 1) // 2 if layer is None else layer
     wanted = _schedules(selectors, keeps, steps, middle, schedules, keep_positions)
-    if not wanted:
-        raise InputError("no schedule to measure: name selectors with keeps and steps, or schedules")
     full = _Runs(denoise, groups)
     runs: dict[PruneSchedule, _Runs] = {}
     skipped: list[str] = []
