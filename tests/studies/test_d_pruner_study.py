@@ -55,6 +55,7 @@ def test_arms_of_a_seed_prune_the_same_model(own: tuple[dict[str, Any], Path]) -
     assert (folder / "models" / "seed-0" / "model" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_a_named_model_takes_the_path_of_the_full_scale(tmp_path: Path, text_folder: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 

@@ -42,7 +42,9 @@ def test_smoke_measures_everything(tmp_path: Path) -> None:
         assert set(r.metrics) == set(STUDY.metrics)
 
 
-@pytest.mark.parametrize("arm", list(STUDY.arms))
+@pytest.mark.parametrize(
+    "arm", [pytest.param(a, marks=() if a in ("ce", "dice-adjusting") else pytest.mark.slow) for a in STUDY.arms]
+)
 def test_every_arm_runs_on_the_users_files(arm: str, files: Path, tmp_path: Path) -> None:
     metrics = run(arm, tmp_path, data=str(files))
     assert set(metrics) == set(STUDY.metrics)

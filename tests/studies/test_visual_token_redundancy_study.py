@@ -72,6 +72,7 @@ def own(tmp_path: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_own_questions_and_models_take_the_path_of_the_full_scale(own: dict[str, Any], tmp_path: Path) -> None:
     assert STUDY.experiment is not None
     for arm in ("answer-attention", "layer-skipping"):

@@ -67,6 +67,7 @@ def test_the_masked_bracket_follows_from_the_sum_of_the_others() -> None:
     np.testing.assert_array_equal((z**2).sum(1), np.full(len(z), LENGTH))
 
 
+@pytest.mark.slow
 def test_the_two_neurons_have_the_least_trace_of_any_width() -> None:
     r"""At zero loss the trace is ``E sum_j h_j^2 + a_j^2 |z|^2 [h_j > 0]``; by the inequality of the means that is at
     least ``2 |z| sum_j |a_j h_j| >= 2 |z| |f(z)| = 2 sqrt(T)``, whatever the neurons are."""

@@ -75,7 +75,7 @@ def check_close(a: list[tuple[float, float]], b: list[tuple[float, float]], tole
         assert x == pytest.approx(y, rel=tolerance, abs=tolerance)
 
 
-@pytest.mark.parametrize("weighting", ["uniform", "linupper"])
+@pytest.mark.parametrize("weighting", [pytest.param("uniform", marks=pytest.mark.slow), "linupper"])
 def test_every_layout_gives_one_trajectory(corpus: Any, tmp_path: Path, weighting: str) -> None:
     """Micro-batch size, accumulation, chunk size, padded or packed: float64 to 1e-9 per step."""
 

@@ -78,6 +78,7 @@ print(answerer.predict([red]), tuple(answerer.denoise([red]).kept_indices.shape)
     assert done.stdout.strip().splitlines()[-1] == "['red'] (1, 2)"
 
 
+@pytest.mark.slow
 def test_an_adapted_model_is_shifted_and_trained_in_two_phases() -> None:
     answerer = ImageAnswerer("adapted", steps=160, learning_rate=1e-2, **TINY).fit(colours(48))
     assert answerer.model_.shifted
