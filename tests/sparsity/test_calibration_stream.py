@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_models import small_gpt2_model, small_llama
 from torch import nn
 
 from lossmith.errors import InputError
@@ -19,31 +20,13 @@ from lossmith.sparsity import (
     text_batches,
 )
 
-SHAPE: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50}
-
-
-def _llama(**options: Any) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(hidden_size=16, intermediate_size=24, **SHAPE, **options))
-
-
-def _gpt2() -> Any:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(
-        GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=64, vocab_size=50, bos_token_id=0, eos_token_id=0)
-    )
-
 
 def _tokens(*lengths: int) -> list[dict[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(0)
     return [{"input_ids": torch.randint(50, (2, length), generator=generator)} for length in lengths]
 
 
-@pytest.mark.parametrize("build", [_gpt2, _llama])
+@pytest.mark.parametrize("build", [small_gpt2_model, small_llama])
 def test_keeping_blocks_outputs_is_the_same_as_running_the_whole_model(
     build: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -58,7 +41,7 @@ def test_keeping_blocks_outputs_is_the_same_as_running_the_whole_model(
 
 
 def test_every_layer_sees_the_inputs_that_pruned_layers_produce() -> None:
-    model = _llama(tie_word_embeddings=False).double()
+    model = small_llama(tie_word_embeddings=False).double()
     batches = _tokens(12, 9)
     streamed = stream_layers(model, batches, InputProducts, targets="all")
     order = []
@@ -81,7 +64,7 @@ def test_every_layer_sees_the_inputs_that_pruned_layers_produce() -> None:
 
 
 def test_by_block_all_of_a_block_sees_it_unpruned() -> None:
-    model = _llama().double()
+    model = small_llama().double()
     dense = copy.deepcopy(model)
     found = {}
     for weights, seen in stream_layers(model, _tokens(12), InputProducts, order="block"):
@@ -98,7 +81,7 @@ def test_by_block_all_of_a_block_sees_it_unpruned() -> None:
 
 
 def test_modes_gradients_and_hooks_are_left_as_they_were() -> None:
-    model = _llama()
+    model = small_llama()
     model.train()
     for _ in stream_layers(model, _tokens(8), InputProducts):
         assert torch.is_grad_enabled()
@@ -135,9 +118,9 @@ def test_models_without_a_chain_or_linear_layers() -> None:
     with pytest.raises(InputError, match="no linear layer"):
         list(stream_layers(nn.Sequential(nn.Embedding(4, 4)), [torch.zeros(1, dtype=torch.long)], InputProducts))
     with pytest.raises(InputError, match="no calibration batches"):
-        list(stream_layers(_llama(), [], InputProducts))
+        list(stream_layers(small_llama(), [], InputProducts))
     with pytest.raises(ValueError, match="order must be"):
-        list(stream_layers(_llama(), _tokens(4), InputProducts, order="none"))  # type: ignore[arg-type]
+        list(stream_layers(small_llama(), _tokens(4), InputProducts, order="none"))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_models import SHAPE, small_gpt2_model, small_llama
 from torch import nn
 
 from lossmith.errors import InputError
@@ -15,22 +16,6 @@ from lossmith.sparsity import calibration_rows, convert_to_lost, next_token_loss
 
 METHODS = ("magnitude", "uniform", "random", "erk", "nm", "wanda", "sparsegpt", "d-pruner")
 CALIBRATED = ("wanda", "sparsegpt", "d-pruner")
-SHAPE: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50}
-
-
-def _llama(**options: Any) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(hidden_size=16, intermediate_size=24, **SHAPE, **options))
-
-
-def _gpt2() -> Any:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    torch.manual_seed(0)
-    shape = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "vocab_size": 50}
-    return GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0, **shape))
 
 
 def _mixtral() -> Any:
@@ -64,7 +49,7 @@ def _masks_hold(model: nn.Module, masks: dict[str, torch.Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("build", [_llama, _gpt2])
+@pytest.mark.parametrize("build", [small_llama, small_gpt2_model])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_type_of_number_and_conv1d(method: str, build: Any, dtype: torch.dtype) -> None:
     model = build().to(dtype)
@@ -77,7 +62,7 @@ def test_every_type_of_number_and_conv1d(method: str, build: Any, dtype: torch.d
 
 @pytest.mark.parametrize("method", METHODS)
 def test_weights_that_do_not_lie_in_a_row(method: str) -> None:
-    plain, strided = _llama(), _llama()
+    plain, strided = small_llama(), small_llama()
     for layer in strided.model.layers:
         for linear in (layer.mlp.up_proj, layer.self_attn.q_proj):
             rows, columns = linear.weight.shape
@@ -94,7 +79,7 @@ def test_weights_that_do_not_lie_in_a_row(method: str) -> None:
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "nm"])
 def test_no_sparsity_changes_no_bit(method: str) -> None:
-    model = _llama()
+    model = small_llama()
     before = copy.deepcopy(model.state_dict())
     found = prune(model, 0.0, **_arguments(method))
     assert found.report.sparsity == 0
@@ -104,7 +89,7 @@ def test_no_sparsity_changes_no_bit(method: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_layer_that_is_zero_already(method: str) -> None:
-    model = _llama()
+    model = small_llama()
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight.zero_()
     with warnings.catch_warnings():
@@ -120,7 +105,7 @@ def test_a_layer_that_is_zero_already(method: str) -> None:
 @pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("method", CALIBRATED)
 def test_one_example_is_enough_for_all_but_a_domain(method: str, rows: int) -> None:
-    model = _llama()
+    model = small_llama()
     data = _tokens(batches=1, rows=rows)
     if method == "d-pruner" and rows == 1:
         with pytest.raises(InputError, match="at least 2 texts, got 1"):
@@ -137,7 +122,7 @@ def test_one_example_is_enough_for_all_but_a_domain(method: str, rows: int) -> N
 @pytest.mark.parametrize("hold", [False, True])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_tied_embedding_is_left_alone(method: str, hold: bool) -> None:
-    model = _llama(tie_word_embeddings=True)
+    model = small_llama(tie_word_embeddings=True)
     before = model.lm_head.weight.detach().clone()
     found = prune(model, 0.5, targets="all", hold=hold, **_arguments(method))
     assert model.lm_head.weight is model.model.embed_tokens.weight
@@ -147,7 +132,7 @@ def test_a_tied_embedding_is_left_alone(method: str, hold: bool) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_matrix_of_two_layers_is_pruned_once_for_both(method: str) -> None:
-    model = _llama()
+    model = small_llama()
     first, second = (layer.mlp.up_proj for layer in model.model.layers)
     second.weight = first.weight
     found = prune(model, 0.5, hold=True, **_arguments(method))
@@ -235,13 +220,13 @@ def test_experts_in_one_parameter_are_left_alone_and_named(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_sparsity_out_of_range(method: str, sparsity: float) -> None:
     with pytest.raises(ValueError, match=r"sparsity must lie in \[0, 1\)"):
-        prune(_llama(), sparsity, **_arguments(method))
+        prune(small_llama(), sparsity, **_arguments(method))
 
 
 @pytest.mark.parametrize("sparsity", ["0.5", None, True])
 def test_a_sparsity_that_is_no_number(sparsity: Any) -> None:
     with pytest.raises(TypeError, match="sparsity must be a number"):
-        prune(_llama(), sparsity)
+        prune(small_llama(), sparsity)
 
 
 @pytest.mark.parametrize(
@@ -257,7 +242,7 @@ def test_a_sparsity_that_is_no_number(sparsity: Any) -> None:
 )
 @pytest.mark.parametrize("method", ["magnitude", "nm", *CALIBRATED])
 def test_patterns_that_do_not_fit(method: str, pattern: str, sentence: str) -> None:
-    model = _llama()
+    model = small_llama()
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match=sentence):
         prune(model, 0.5, **_arguments(method, pattern=pattern))
@@ -273,7 +258,7 @@ def test_models_without_a_linear_layer(method: str) -> None:
 
 
 def test_a_rank_larger_than_the_layer() -> None:
-    model = _llama()
+    model = small_llama()
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match=r"rank.*16"):
         convert_to_lost(model, rank=17)
@@ -326,12 +311,12 @@ def test_a_tokenizer_without_an_end_is_refused(words: Any) -> None:
 @pytest.mark.parametrize("method", CALIBRATED)
 def test_methods_refuse_texts_without_tokens(method: str, texts: list[str], tokenizer: Any) -> None:
     with pytest.raises(InputError, match=r"no usable tokens|calibration data is empty"):
-        prune(_llama(), 0.5, tokenizer=tokenizer, **_arguments(method, texts))
+        prune(small_llama(), 0.5, tokenizer=tokenizer, **_arguments(method, texts))
 
 
 def test_batches_of_one_token_have_nothing_to_predict() -> None:
     with pytest.raises(InputError, match="no token to predict"):
-        prune(_llama(), 0.5, **_arguments("d-pruner", _tokens(length=1)))
+        prune(small_llama(), 0.5, **_arguments("d-pruner", _tokens(length=1)))
     ids = torch.ones(2, 3, dtype=torch.long)
     with pytest.raises(InputError, match="no token to predict"):
-        next_token_loss(_llama(), {"input_ids": ids, "labels": torch.full_like(ids, -100)})
+        next_token_loss(small_llama(), {"input_ids": ids, "labels": torch.full_like(ids, -100)})
