@@ -163,11 +163,11 @@ class Products(NamedTuple):
 
     Attributes:
         squared_norm: of the gradient of ``W``.
-        of_outputs: ``G GᵀG``'s small one: ``GᵀG`` (rows x rows), or ``H GᵀG Hᵀ`` (features x features), where ``G`` is
-            the gradient by the outputs.
+        of_outputs: ``GᵀG`` (rows x rows), where ``G`` (classes x rows) is the gradient by the outputs; if rows are many
+            ``Hᵀ GᵀG H`` (features x features).
         of_hidden: ``H Hᵀ`` (rows x rows), if rows are few.
         weights: ``Hᵀ diag(2 g_q) H`` (features x features), if they are many.
-        change: ``Wᵀ G Hᵀ`` (features x features), if they are many.
+        change: ``Wᵀ G H`` (features x features), if they are many.
     """
 
     squared_norm: Tensor
@@ -180,8 +180,9 @@ class Products(NamedTuple):
 def products(g: Gradient, small: Small, classes: int) -> Products:
     """What a step needs; see :class:`Products`.
 
-    ``G = o diag(2 g_q) + 1 g_sᵀ + Y``, and ``WᵀG`` is the gradient of ``H``, so that ``GᵀG`` is symmetric in ``G`` and
-    that: half of it is computed, and its transpose added.
+    With ``A = diag(2 g_q) H``, ``B = A WᵀW`` and ``Z = (g_s 1 + y) W`` the part of ``GᵀG`` that takes products over
+    features is ``A Bᵀ + A Zᵀ + Z Aᵀ``. Its first term is symmetric, so that it is ``N + Nᵀ`` with
+    ``N = ½ A (B + 2 Z)ᵀ``: one product instead of two, and ``B + Z`` is there as the gradient of ``H``.
     """
     h, weighted, total = g.hidden, g.weighted, g.total
     rows, features = h.shape
@@ -208,7 +209,7 @@ def move_gram(recent: Tensor, g: Gradient, p: Products, along: Tensor, lost: Ten
     ``lost`` is what the column sums have lost, ``along`` their mean of before and after: the change of ``w̄ w̄ᵀ/D`` goes
     along, so that nothing large is subtracted from anything large.
     """
-    # From W' = W - η G Hᵀ.
+    # From W' = W - η G H.
     if p.of_hidden is not None:
         rows = torch.addmm(g.of_hidden, p.of_outputs, g.hidden, alpha=-0.5 * lr)
         recent.addmm_(rows.T, g.hidden, alpha=-lr)

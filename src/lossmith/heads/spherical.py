@@ -245,16 +245,17 @@ class SphericalHead(nn.Module):
         with_gram = hidden @ small.gram
         centred = torch.linalg.vecdot(with_gram, hidden)
         rows = self.v.index_select(0, indices.reshape(-1)).view(*indices.shape, features)
-        parts = [(name, small.rows[name], mine) for name, mine in self._generations(indices)]
-        rotated = {name: hidden @ matrix.T for name, matrix, _ in parts}
+        used = self._generations(indices)
+        rotated = {name: hidden @ small.rows[name].T for name, _ in used}
         outputs: Tensor | None = None
-        for name, _, mine in parts:
+        for name, mine in used:
             part = torch.linalg.vecdot(rows, rotated[name][:, None, :features]).add_(rotated[name][:, features, None])
             outputs = part if outputs is None or mine is None else torch.where(mine, part, outputs)
         assert outputs is not None
         s = rotated["old"][:, -1]
         with_gram.addr_(s, small.sums, alpha=1 / self.num_classes)
         found = self.loss.derivatives(Outputs(outputs, values, s, centred, self.num_classes))
+        parts = [(small.rows[name], mine) for name, mine in used]
         return found.loss, Unscaled(hidden, found, indices, rows, with_gram, parts, rotated)
 
     @exactly

@@ -39,7 +39,7 @@ def exactly(method: Method) -> Method:
 class Unscaled(NamedTuple):
     """What a forward pass leaves for its backward pass.
 
-    ``parts`` has of each factor in use its name, its rows [U; ω; w̄], and which targets it serves (``None``: all).
+    ``parts`` has of each factor in use its rows [U; ω; w̄], and which targets it serves (``None``: all).
     """
 
     hidden: Tensor
@@ -47,7 +47,7 @@ class Unscaled(NamedTuple):
     indices: Tensor
     gathered: Float[Tensor, "rows targets features"]
     with_gram: Tensor
-    parts: list[tuple[str, Tensor, Tensor | None]]
+    parts: list[tuple[Tensor, Tensor | None]]
     rotated: dict[str, Tensor]
 
     def times(self, scale: Float[Tensor, " rows"]) -> Gradient:
@@ -55,15 +55,15 @@ class Unscaled(NamedTuple):
         found = self.found
         by_s, two_q, by_targets = found.by_s * scale, found.two_q * scale, found.by_targets * scale.unsqueeze(-1)
         sparse_part: Tensor | None = None
-        for _, rows, mine in self.parts:
+        for rows, mine in self.parts:
             y = by_targets if mine is None else by_targets * mine
             if y.shape[1] == 1:
                 weighted, total = y * self.gathered[:, 0], y
             else:
                 weighted, total = torch.einsum("mk,mkd->md", y, self.gathered), y.sum(-1, keepdim=True)
             # The column sums count once.
-            along = by_s if sparse_part is None else torch.zeros_like(by_s)
-            part = torch.cat((weighted, total, along.unsqueeze(-1)), 1) @ rows
+            of_sums = by_s if sparse_part is None else torch.zeros_like(by_s)
+            part = torch.cat((weighted, total, of_sums.unsqueeze(-1)), 1) @ rows
             sparse_part = part if sparse_part is None else sparse_part + part
         assert sparse_part is not None
         along = two_q.unsqueeze(-1)
